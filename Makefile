@@ -1,0 +1,42 @@
+# d2_cityscapes: `make` lists the targets. VENV=DIR uses or creates another environment.
+VENV ?= .venv
+DEMO ?= demo_output
+PYTHON ?= python3
+python := $(VENV)/bin/python
+ready := $(VENV)/.d2_cityscapes_ready
+shards := $(DEMO)/datasets/cityscapes_shards
+
+.PHONY: help install demo test test-all lint clean-demo
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(ready)  ## create the environment (5.5 GB), with Detectron2 and this package
+
+# Made again only when what is installed changes; the package itself is installed editable.
+$(ready): constraints.txt setup.py tools/install_detectron2.py
+	test -x $(python) || $(PYTHON) -m venv $(VENV)
+	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel torch torchvision
+	$(python) tools/install_detectron2.py
+	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(ready)  ## everything from nothing: synthetic scenes, shards, anchors, stages 0-3, report
+	$(python) datasets/make_synthetic.py --output $(DEMO)/cityscapes --train 160 --val 80 --height 256 --width 512 --seed 1
+	$(python) datasets/prepare_shards.py --cityscapes $(DEMO)/cityscapes --output $(shards) --verify
+	DETECTRON2_DATASETS=$(DEMO)/datasets $(python) tools/run_stages.py --config-dir configs/demo --output-dir $(DEMO)/stages
+
+test: $(ready)  ## everything from nothing: the environment, then the test suite
+	$(python) -m pytest
+
+test-all: $(ready)  ## the tests marked slow too
+	$(python) -m pytest -m ''
+
+lint: $(ready)  ## ruff, and mypy on the plain rooms
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+clean-demo:  ## remove what make demo made
+	rm -rf $(DEMO)

@@ -1,0 +1,28 @@
+"""Detectron2 components for instance, semantic and panoptic segmentation of street scenes.
+
+Importing the package registers its components and datasets with Detectron2's registries, so that a
+YAML file can select them. Without Detectron2 the plain rooms (data.shards, layers, evaluation's
+PanopticQuality, ...) still work and one logged line says how to install it.
+"""
+
+import importlib
+import logging
+
+from d2_cityscapes.dependencies import MISSING_DETECTRON2, has_detectron2, lazy_exports
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "add_d2_cityscapes_config", "get_cfg"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "get_cfg": "d2_cityscapes.config",
+        "add_d2_cityscapes_config": "d2_cityscapes.config",
+    },
+)
+
+if has_detectron2():
+    for _name in ("data.register", "modeling.anchors", "modeling.box_head", "modeling.seamless"):
+        importlib.import_module(f"{__name__}.{_name}")
+else:
+    logging.getLogger(__name__).warning(MISSING_DETECTRON2)

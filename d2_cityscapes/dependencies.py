@@ -1,0 +1,49 @@
+"""Detectron2 is needed by the glue rooms only; the one place that says so when it is missing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from d2_cityscapes.errors import MissingDetectron2Error
+
+__all__ = ["MISSING_DETECTRON2", "has_detectron2", "lazy_exports", "require_detectron2"]
+
+MISSING_DETECTRON2 = (
+    "d2_cityscapes needs Detectron2, which is not installed (it is on no package index under its "
+    "own name): run `python tools/install_detectron2.py` from the d2_cityscapes checkout"
+)
+
+
+def has_detectron2() -> bool:
+    """Whether a Detectron2 can be found, without importing it."""
+    return importlib.util.find_spec("detectron2") is not None
+
+
+def require_detectron2() -> None:
+    """Raise `MissingDetectron2Error`, with the command to run, where Detectron2 is missing."""
+    if not has_detectron2():
+        raise MissingDetectron2Error(MISSING_DETECTRON2)
+
+
+def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], Any]:
+    """Build the module-level ``__getattr__`` (PEP 562) of a package that exports glue components.
+
+    The plain rooms of a package stay importable without Detectron2; a glue name is imported when
+    it is first asked for.
+
+    Args:
+        package: ``__name__`` of the package that exports the names.
+        exports: public name -> module that defines it. A missing Detectron2 is reported with
+            `MissingDetectron2Error`.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in exports:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        require_detectron2()
+        return getattr(importlib.import_module(exports[name]), name)
+
+    return __getattr__

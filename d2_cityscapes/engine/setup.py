@@ -1,0 +1,118 @@
+"""From a config file and command-line overrides to a checked, frozen config."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from d2_cityscapes.config import get_cfg
+from d2_cityscapes.errors import D2CityscapesError
+
+__all__ = ["ConfigError", "check_datasets", "check_gpus", "check_weights_file", "load_config"]
+
+logger = logging.getLogger(__name__)
+
+
+class ConfigError(D2CityscapesError):
+    """A config file, key or value that cannot be used."""
+
+
+def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Read a config, apply overrides, and settle what depends on this machine.
+
+    Without a usable GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED False, as
+    Detectron2's mixed precision needs CUDA; each with a logged line.
+
+    Args:
+        config_file: YAML file, with ``_BASE_`` as in Detectron2; "" for the defaults alone.
+        opts: KEY VALUE pairs.
+
+    Returns:
+        A frozen config.
+
+    Raises:
+        ConfigError: missing file, unknown key (with the nearest names), or a value of a wrong type.
+    """
+    cfg = get_cfg()
+    if config_file:
+        if not Path(config_file).is_file():
+            raise ConfigError(f"{config_file}: no such config file")
+        _merge(cfg, str(config_file), lambda: cfg.merge_from_file(str(config_file)))
+    opts = list(opts)
+    if len(opts) % 2:
+        raise ConfigError(f"overrides are KEY VALUE pairs; {opts[-1]!r} has no value")
+    _merge(cfg, "command line", lambda: cfg.merge_from_list(opts))
+    _settle_device(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def check_weights_file(cfg: CfgNode) -> None:
+    """Refuse a MODEL.WEIGHTS path that does not exist, before anything expensive starts.
+
+    URLs and Detectron2's own schemes (``detectron2://``) are left to its path manager.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if path and "://" not in path and not Path(path).is_file():
+        raise ConfigError(f"MODEL.WEIGHTS {path}: no such file")
+
+
+def check_datasets(cfg: CfgNode, *, train: bool) -> None:
+    """Load every dataset of the config once, so that a missing one stops the run at its start.
+
+    Raises:
+        ConfigError: a name that is not registered, or no name at all.
+        ShardError: a dataset whose shards are missing or damaged.
+    """
+    if train and not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty: name a dataset to train on")
+    for name in (*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog.list():
+            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise ConfigError(f"DATASETS: {name!r} is not registered{hint}")
+        DatasetCatalog.get(name)
+
+
+def check_gpus(num_gpus: int) -> None:
+    """Refuse ``--num-gpus`` above what this machine has; 1 means the CPU where there is none."""
+    available = torch.cuda.device_count()
+    if num_gpus > max(available, 1):
+        raise ConfigError(f"--num-gpus {num_gpus}: this machine has {available}")
+
+
+def _settle_device(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no CUDA device found: MODEL.DEVICE is cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        logger.warning("mixed precision needs a CUDA device: SOLVER.AMP.ENABLED is False")
+        cfg.SOLVER.AMP.ENABLED = False
+
+
+def _merge(cfg: CfgNode, source: str, merge) -> None:
+    try:
+        merge()
+    except KeyError as error:
+        key = re.sub(r"^Non-existent (config )?key: ", "", str(error.args[0]))
+        near = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ConfigError(f"{source}: unknown config key {key}{hint}") from error
+    except (ValueError, AssertionError, yaml.YAMLError, OSError) as error:
+        message = " ".join(str(error).split())
+        raise ConfigError(f"{source}: {message}") from error
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _all_keys(value, f"{prefix}{key}.")

@@ -1,0 +1,136 @@
+"""Detectron2's DefaultTrainer with the parts of this package in their places."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase, default_setup
+from detectron2.engine.hooks import CallbackHook
+from detectron2.evaluation import DatasetEvaluators, verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.engine.hooks import FreezeHook
+from d2_cityscapes.engine.optimizer import build_optimizer
+from d2_cityscapes.engine.setup import ConfigError, check_datasets, check_weights_file, load_config
+from d2_cityscapes.evaluation.evaluators import build_evaluator
+from d2_cityscapes.evaluation.results import add_weights, write_results
+from d2_cityscapes.modeling.build import build_model
+
+__all__ = ["Trainer", "evaluate", "setup", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains from shards, guards frozen modules, and writes results.json when it evaluates."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return build_model(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_detection_train_loader(cfg, mapper=CityscapesShardMapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        mapper = CityscapesShardMapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+        return build_evaluator(cfg, dataset_name, cfg.OUTPUT_DIR)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None, *, weights=None) -> dict:
+        """Evaluate on every dataset of DATASETS.TEST and write OUTPUT_DIR/results.json.
+
+        Args:
+            weights: file that the model's weights came from, for its checksum in results.json.
+        """
+        started = time.perf_counter()
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            path = Path(cfg.OUTPUT_DIR) / "results.json"
+            write_results(
+                path,
+                [row for evaluator in evaluators for row in evaluator.rows],
+                seconds=time.perf_counter() - started,
+                config=cfg.dump(),
+                weights=weights,
+            )
+            logger.info("results written to %s", path)
+        return results
+
+    def build_hooks(self) -> list[HookBase]:
+        hooks = super().build_hooks()
+        freeze = self.cfg.MODEL.FREEZE
+        if freeze.MODULES:
+            hooks.insert(0, FreezeHook(freeze.MODULES, norm_eval=freeze.NORM_EVAL))
+        if comm.is_main_process():
+            hooks.append(CallbackHook(after_train=_sign_results))
+        return hooks
+
+
+def _sign_results(trainer: Trainer) -> None:
+    """Enter the checksum of the final weights, just evaluated, into results.json."""
+    output = Path(trainer.cfg.OUTPUT_DIR)
+    if trainer.iter + 1 >= trainer.max_iter:
+        add_weights(output / "results.json", output / "model_final.pth")
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config of a command line, check what it points at, set up logs and seeds."""
+    cfg = load_config(args.config_file, args.opts)
+    check_weights_file(cfg)
+    check_datasets(cfg, train=not args.eval_only)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_cityscapes")
+    return cfg
+
+
+def train(cfg: CfgNode, *, resume: bool = False) -> dict | None:
+    """Train to SOLVER.MAX_ITER, with evaluation at the end.
+
+    Args:
+        cfg: from `setup`.
+        resume: continue from the last checkpoint in OUTPUT_DIR where there is one.
+
+    Returns:
+        The results of the last evaluation; None on other ranks than the first.
+    """
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:
+        logger.warning(
+            "MODEL.FREEZE.MODULES freezes %s with RANDOM weights: set MODEL.WEIGHTS",
+            ", ".join(cfg.MODEL.FREEZE.MODULES),
+        )
+    return trainer.train()
+
+
+def evaluate(cfg: CfgNode) -> dict:
+    """Evaluate MODEL.WEIGHTS on DATASETS.TEST and check TEST.EXPECTED_RESULTS."""
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
+    model = Trainer.build_model(cfg)
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    results = Trainer.test(cfg, model, weights=cfg.MODEL.WEIGHTS)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results

@@ -1,0 +1,29 @@
+"""Packaging of d2_cityscapes. Imports nothing but setuptools, so that any pip can read it."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="d2_cityscapes",
+    version="0.1.0",
+    description="Detectron2 components for the segmentation of street scenes (Cityscapes)",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["d2_cityscapes", "d2_cityscapes.*"]),
+    package_data={"d2_cityscapes": ["py.typed"]},
+    # Detectron2 is on no package index under its own name: tools/install_detectron2.py installs it.
+    install_requires=[
+        "torch>=2.1",
+        "torchvision>=0.16",
+        "numpy>=1.26",
+        "pillow>=10",
+        "fvcore>=0.1.5",
+        "safetensors>=0.4",
+        "zstandard>=0.22",
+        "cityscapesscripts>=2.2",
+        "pycocotools>=2.0.7",
+        "scikit-learn>=1.3",
+        "matplotlib>=3.7",
+        "tqdm>=4.60",
+    ],
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.5", "mypy>=1.10"]},
+)

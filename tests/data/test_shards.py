@@ -1,0 +1,215 @@
+"""Shards: round trip, laziness, and one clear error for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from d2_cityscapes.data import ShardError, ShardReader, write_shards
+from d2_cityscapes.data.instances import find_instances
+from d2_cityscapes.data.shard_writer import verify_shards
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
+
+H, W = 12, 20
+
+
+@pytest.fixture(scope="module")
+def sources(array_source):
+    rng = np.random.default_rng(0)
+    ids = [0, 7, 26, 24000, 24001, 26003, 33999]
+    return [
+        array_source(
+            f"aachen_{i:06d}_000019_leftImg8bit.png",
+            rng.integers(0, 256, (H, W, 3), dtype=np.uint8),
+            rng.choice(ids, (H, W)).astype(np.int32),
+        )
+        for i in range(7)
+    ]
+
+
+@pytest.fixture
+def folder(sources, tmp_path):
+    write_shards(sources, tmp_path, split="train", partitions=3)
+    return tmp_path
+
+
+@pytest.mark.parametrize("codec", ["zstd", "raw"])
+def test_round_trip(sources, tmp_path, codec):
+    write_shards(sources, tmp_path, split="train", partitions=3, annotation_codec=codec)
+    reader = ShardReader(tmp_path, split="train")
+    assert len(reader) == 7
+    assert reader.file_names == [s.file_name for s in sources]
+    for source, record in zip(sources, (reader[i] for i in range(7)), strict=True):
+        assert record.file_name == source.file_name
+        np.testing.assert_array_equal(record.image.numpy(), source.pixels.transpose(2, 0, 1))
+        assert record.instance_ids.dtype.is_signed and record.instance_ids.dtype.itemsize == 4
+        np.testing.assert_array_equal(record.instance_ids.numpy(), source.ids)
+        expected = find_instances(source.ids, CITYSCAPES)
+        for column in ("ids", "classes", "boxes", "areas", "crowd"):
+            np.testing.assert_array_equal(getattr(record, column), getattr(expected, column))
+
+
+def test_partitions_are_contiguous_with_the_larger_ones_first(folder):
+    names = sorted(p.name for p in folder.glob("*.safetensors"))
+    assert names == [f"train_{k:02d}of03.safetensors" for k in (1, 2, 3)]
+    assert [len(ShardReader(folder / name)) for name in names] == [3, 2, 2]
+    one = ShardReader(folder, split="train", partitions=[2])
+    assert one.file_names == ShardReader(folder, split="train").file_names[3:5]
+
+
+def test_a_shard_is_a_plain_safetensors_file(folder, sources):
+    with safe_open(folder / "train_01of03.safetensors", framework="pt") as f:
+        np.testing.assert_array_equal(
+            f.get_slice("images")[1].numpy(), sources[1].pixels.transpose(2, 0, 1)
+        )
+        assert f.metadata()["label_table_hash"] == CITYSCAPES.hash
+        assert json.loads(f.metadata()["classes"])[0] == "road"
+
+
+def test_same_bytes_whatever_the_workers(sources, folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_shards(sources, other, split="train", partitions=3, workers=3)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes()
+
+
+def test_records_are_the_callers_own(folder):
+    reader = ShardReader(folder)
+    first = reader[0]
+    before = first.image.clone(), first.instance_ids.clone(), first.boxes.copy()
+    first.image.zero_(), first.instance_ids.zero_(), first.boxes.fill(0)
+    again = reader[0]
+    assert again.image.equal(before[0]) and again.instance_ids.equal(before[1])
+    np.testing.assert_array_equal(again.boxes, before[2])
+
+
+def test_reader_is_lazy_and_can_be_pickled(folder):
+    size = len(pickle.dumps(ShardReader(folder)))
+    used = ShardReader(folder)
+    used[0]
+    clone = pickle.loads(pickle.dumps(used))
+    assert len(pickle.dumps(used)) == size < 10_000
+    assert clone[6].image.equal(used[6].image) and clone[-1].image.equal(used[6].image)
+    with pytest.raises(IndexError):
+        used[7]
+
+
+def test_reader_survives_a_fork(folder):
+    reader = ShardReader(folder)
+    expected = reader[3].image.sum().item()
+    child = os.fork()
+    if child == 0:  # the child shares the parent's open file
+        os._exit(0 if all(reader[3].image.sum().item() == expected for _ in range(50)) else 1)
+    assert all(reader[3].image.sum().item() == expected for _ in range(50))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_finished_shard_is_not_written_again_and_a_lost_one_is(sources, folder):
+    times = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.safetensors")}
+    (folder / "train_02of03.safetensors").unlink()
+    write_shards(sources, folder, split="train", partitions=3)
+    again = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.safetensors")}
+    assert [name for name in again if again[name] != times[name]] == ["train_02of03.safetensors"]
+
+
+def test_a_failing_source_leaves_only_whole_shards(sources, tmp_path, array_source):
+    bad_ids = np.full((H, W), 99_999)
+    bad = array_source("zurich_000001_000019_leftImg8bit.png", sources[0].pixels, bad_ids)
+    with pytest.raises(ShardError, match=r"zurich_000001.*99999.*label table"):
+        write_shards([*sources, bad], tmp_path, split="train", partitions=4)
+    written = sorted(p.name for p in tmp_path.iterdir())
+    assert written == ["index.json"] + [f"train_{k:02d}of04.safetensors" for k in (1, 2, 3)]
+    write_shards([*sources, sources[0]], tmp_path / "b", split="train", partitions=4)
+
+
+def test_other_splits_are_kept_and_other_images_refused(sources, folder):
+    write_shards(sources[:4], folder, split="val", partitions=2)
+    assert len(ShardReader(folder, split="train")) == 7
+    assert len(ShardReader(folder, split="val")) == 4
+    assert len(ShardReader(folder)) == 11
+    with pytest.raises(ShardError, match="made from other images"):
+        write_shards(sources[:6], folder, split="train", partitions=3)
+    assert len(ShardReader(folder, split="train")) == 7
+
+
+def test_verify_finds_a_changed_byte_and_a_changed_source(sources, folder, array_source):
+    verify_shards(sources, folder, split="train")
+    changed = array_source(sources[2].file_name, sources[2].pixels ^ 1, sources[2].ids)
+    with pytest.raises(ShardError, match="differs from its source"):
+        verify_shards([*sources[:2], changed, *sources[3:]], folder, split="train")
+    path = folder / "train_03of03.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match="SHA-256"):
+        verify_shards(sources, folder, split="train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "index.json").unlink(), "no index.json"),
+        (lambda folder: (folder / "index.json").write_text("{}"), "not a shard index"),
+        (lambda folder: (folder / "train_02of03.safetensors").unlink(), "missing shard"),
+        (lambda folder: (folder / "train_02of03.safetensors").write_bytes(b"x"), "index.json says"),
+    ],
+)
+def test_a_damaged_folder_is_refused_at_once(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ShardError, match=message):
+        ShardReader(folder)
+
+
+def test_unknown_split_and_partition(folder):
+    with pytest.raises(ShardError, match="no shards of split 'test'"):
+        ShardReader(folder, split="test")
+    with pytest.raises(ShardError, match="no partition 4"):
+        ShardReader(folder, split="train", partitions=[3, 4])
+    with pytest.raises(ShardError, match="nowhere"):
+        ShardReader(folder / "nowhere")
+    with pytest.raises(ShardError, match="nowhere"):
+        ShardReader(folder / "nowhere.safetensors")[0]
+
+
+def test_another_label_table_is_refused(folder):
+    other = LabelTable("idd", CITYSCAPES.classes[:5], CITYSCAPES.label_names)
+    with pytest.raises(ShardError, match=r"label table \(cityscapes\) than idd"):
+        ShardReader(folder, table=other)[0]
+
+
+def _read_everything(path):
+    reader = ShardReader(path)
+    for i in range(len(reader)):
+        reader[i]
+
+
+def test_truncation_anywhere_is_a_shard_error(folder):
+    path = folder / "train_01of03.safetensors"
+    content = path.read_bytes()
+    for size in np.linspace(0, len(content) - 1, 50).astype(int):
+        path.write_bytes(content[:size])
+        with pytest.raises(ShardError, match="train_01of03"):
+            _read_everything(path)
+
+
+def test_flipped_bytes_never_crash(folder, sources):
+    """A flipped byte is a ShardError on reading, or at the latest in the checksum of --verify."""
+    path = folder / "train_01of03.safetensors"
+    content = path.read_bytes()
+    rng = random.Random(3)
+    for position in [*range(0, 400, 8), *(rng.randrange(len(content)) for _ in range(150))]:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            _read_everything(path)
+        except ShardError as error:
+            assert "train_01of03" in str(error)
+        with pytest.raises(ShardError, match="train_01of03"):
+            verify_shards(sources, folder, split="train")
