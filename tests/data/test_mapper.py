@@ -1,0 +1,116 @@
+"""The mapper: image and ids move together, and the targets are those of the moved ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+
+from d2_cityscapes import get_cfg
+from d2_cityscapes.data import CityscapesShardMapper, ShardReader
+from d2_cityscapes.labels import CITYSCAPES
+
+
+@pytest.fixture
+def dicts(datasets):
+    return DatasetCatalog.get("cityscapes_shards_train")
+
+
+def _mapper(augmentations=(), **options):
+    return CityscapesShardMapper(True, augmentations=augmentations, sem_seg=True, **options)
+
+
+def test_without_augmentation_the_targets_are_the_record(dicts):
+    seen = 0
+    for d in dicts:
+        record = ShardReader(d["shard"])[d["index"]]
+        out = _mapper(image_format="RGB")(d)
+        assert out["image"].equal(record.image)
+        train_ids = CITYSCAPES.train_id_of[record.instance_ids.numpy()]
+        assert out["sem_seg"].dtype == torch.int64
+        np.testing.assert_array_equal(out["sem_seg"].numpy(), train_ids)
+        single = ~record.crowd
+        target = out["instances"]
+        assert len(target) == single.sum()
+        assert target.gt_boxes.tensor.tolist() == record.boxes[single].tolist()
+        assert (target.gt_classes + 11).tolist() == record.classes[single].tolist()
+        for mask, segment in zip(target.gt_masks.tensor, record.ids[single], strict=True):
+            assert mask.equal(record.instance_ids == int(segment))
+        assert "annotations" not in out and out["file_name"] == record.file_name
+        seen += len(target)
+    assert seen > 0
+
+
+def test_bgr_is_the_other_order(dicts):
+    rgb, bgr = _mapper(image_format="RGB")(dicts[0]), _mapper(image_format="BGR")(dicts[0])
+    assert rgb["image"].flip(0).equal(bgr["image"])
+
+
+def test_flip_moves_image_and_targets_together(dicts):
+    plain, flipped = _mapper()(dicts[1]), _mapper([T.RandomFlip(prob=1.0)])(dicts[1])
+    assert flipped["image"].equal(plain["image"].flip(2))
+    assert flipped["sem_seg"].equal(plain["sem_seg"].flip(1))
+    assert flipped["instances"].gt_masks.tensor.equal(plain["instances"].gt_masks.tensor.flip(2))
+    width = plain["image"].shape[2]
+    x0, y0, x1, y1 = plain["instances"].gt_boxes.tensor.unbind(1)
+    expected = torch.stack([width - x1, y0, width - x0, y1], dim=1)
+    assert flipped["instances"].gt_boxes.tensor.equal(expected)
+
+
+def test_resize_samples_ids_where_the_image_is_sampled(dicts):
+    """At an odd reduction the nearest pixel is the middle one: 3 -> 1 takes pixel 1 of 0, 1, 2."""
+    d = dicts[0]
+    ids = ShardReader(d["shard"])[d["index"]].instance_ids
+    out = _mapper([T.CropTransform(0, 0, 126, 63), T.Resize((21, 42))])(d)
+    expected = CITYSCAPES.train_id_of[ids.numpy()[1:63:3, 1:126:3]]
+    np.testing.assert_array_equal(out["sem_seg"].numpy(), expected)
+
+
+def test_boxes_are_tight_after_a_crop(dicts):
+    for d in dicts:
+        target = _mapper([T.CropTransform(20, 10, 90, 45)])(d)["instances"]
+        assert target.image_size == (45, 90)
+        tight = target.gt_masks.get_bounding_boxes().tensor
+        assert target.gt_boxes.tensor.equal(tight)
+
+
+def test_small_instances_are_dropped_by_their_area(dicts):
+    sizes = [int(m.sum()) for d in dicts for m in _mapper()(d)["instances"].gt_masks.tensor]
+    limit = sorted(sizes)[len(sizes) // 2]
+    kept = [
+        int(m.sum())
+        for d in dicts
+        for m in _mapper(min_instance_area=limit)(d)["instances"].gt_masks.tensor
+    ]
+    assert sorted(kept) == sorted(s for s in sizes if s >= limit) and len(kept) < len(sizes)
+
+
+def test_test_mode_has_no_targets_and_keeps_the_original_size(dicts):
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 32, 64
+    out = CityscapesShardMapper(cfg, False)(dicts[0])
+    assert out["image"].shape == (3, 32, 64)
+    assert (out["height"], out["width"]) == (64, 128)
+    assert not {"instances", "sem_seg", "annotations"} & out.keys()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mask_on", "expected"),
+    [
+        ("GeneralizedRCNN", True, {"boxes", "masks"}),
+        ("GeneralizedRCNN", False, {"boxes"}),
+        ("SemanticSegmentor", False, {"sem_seg"}),
+        ("SeamlessPanoptic", True, {"boxes", "masks", "sem_seg"}),
+    ],
+)
+def test_the_config_selects_the_targets(dicts, architecture, mask_on, expected):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = architecture, mask_on
+    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    out = CityscapesShardMapper(cfg, True)(dicts[0])
+    found = {"sem_seg"} & out.keys()
+    if "instances" in out:
+        found |= {"boxes"} | ({"masks"} if out["instances"].has("gt_masks") else set())
+    assert found == expected
