@@ -1,0 +1,90 @@
+"""What models predict, as maps of instance ids: the one form that is scored and drawn.
+
+Shape letters: H, W pixels; N detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
+
+__all__ = ["ids_of_detections", "ids_of_panoptic", "ids_of_train_ids"]
+
+
+def ids_of_panoptic(
+    panoptic: np.ndarray, segments_info: Sequence[dict[str, Any]], table: LabelTable = CITYSCAPES
+) -> np.ndarray:
+    """(H, W) int32 instance ids of Detectron2's panoptic format.
+
+    Args:
+        panoptic: (H, W) integer segment ids, 0 = void.
+        segments_info: one dict for each segment, with its "id" and its train id "category_id".
+        table: the classes.
+
+    Raises:
+        InvalidMapError: the map has a segment without a dict, or too many instances of a class.
+    """
+    top = max([int(panoptic.max(initial=0)), *(segment["id"] for segment in segments_info)])
+    lookup = np.full(top + 1, -1, dtype=np.int32)
+    lookup[0] = 0
+    counts: dict[int, int] = {}
+    for segment in segments_info:
+        c = table.classes[segment["category_id"]]
+        number = counts.setdefault(c.train_id, 0)
+        counts[c.train_id] += 1
+        lookup[segment["id"]] = _encode(c, number)
+    ids = lookup[panoptic]
+    if ids.min(initial=0) < 0:
+        missing = np.unique(panoptic[ids < 0]).tolist()
+        raise InvalidMapError(
+            f"panoptic prediction: segments {missing[:5]} are not in its info list"
+        )
+    return ids
+
+
+def ids_of_detections(
+    masks: np.ndarray,
+    thing_ids: np.ndarray,
+    scores: np.ndarray,
+    table: LabelTable = CITYSCAPES,
+    *,
+    score_threshold: float = 0.5,
+) -> np.ndarray:
+    """(H, W) int32 instance ids of detections painted over each other, the best score on top.
+
+    Pixels of no detection are 0.
+
+    Args:
+        masks: (N, H, W) bool.
+        thing_ids: (N,) contiguous thing ids.
+        scores: (N,); those below the threshold are left out.
+        table: the classes.
+        score_threshold: the least score.
+    """
+    ids = np.zeros(masks.shape[1:], dtype=np.int32)
+    kept = [i for i in np.argsort(-scores, kind="stable") if scores[i] >= score_threshold]
+    for number, i in reversed(list(enumerate(kept))):
+        ids[masks[i]] = _encode(table.things[thing_ids[i]], number)
+    return ids
+
+
+def ids_of_train_ids(train_ids: np.ndarray, table: LabelTable = CITYSCAPES) -> np.ndarray:
+    """(H, W) int32 plain label ids of an (H, W) map of train ids; 255 becomes 0."""
+    return table.label_id_of_train[train_ids]
+
+
+def _encode(c: LabelClass, number: int) -> int:
+    """Instance id of a class's segment, the number-th (from 0) of its image."""
+    if not c.is_thing:
+        return c.label_id
+    if number >= INSTANCE_DIVISOR:
+        raise InvalidMapError(
+            f"more than {INSTANCE_DIVISOR} predicted instances of one class ({c.name}) in an image "
+            "do not fit the encoding; lower TEST.DETECTIONS_PER_IMAGE"
+        )
+    return c.label_id * INSTANCE_DIVISOR + number

@@ -1,0 +1,264 @@
+"""One self-contained HTML page about a training run, or about the stages of a whole recipe."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.curves import loss_curves_png
+from d2_cityscapes.evaluation.results import ResultRow, read_results
+from d2_cityscapes.files import write_atomically
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
+
+__all__ = ["Run", "find_runs", "write_report"]
+
+_MARKS = ("metrics.json", "results.json", "pictures", "config.yaml")
+_PICTURES = 12  # at most, of each dataset
+_PICTURE_WIDTH = 2048
+_HEADLINES = ("AP", "AP50", "mIoU", "PQ", "PQ_dagger")
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f5f6f8; margin: 0 }
+main { max-width: 1240px; margin: 0 auto; padding: 24px }
+h1 { font-size: 26px; margin: 8px 0 20px } h2 { font-size: 19px; margin: 36px 0 10px }
+h3 { font-size: 15px; margin: 20px 0 6px; color: #46586b }
+.cards { display: flex; flex-wrap: wrap; gap: 12px }
+.card { background: #fff; border-radius: 8px; padding: 12px 18px; box-shadow: 0 1px 3px #0002 }
+.card b { display: block; font-size: 28px } .card small { color: #5b6b7b }
+table { border-collapse: collapse; background: #fff; box-shadow: 0 1px 3px #0002 }
+th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid #e6e9ed }
+th { background: #eef1f4; font-weight: 600 } .name { text-align: left }
+td { font-variant-numeric: tabular-nums }
+.scroll { overflow-x: auto } img { max-width: 100%; display: block }
+figure { margin: 0 0 18px calc(50% - 50vw + 24px); width: calc(100vw - 60px); max-width: 2048px }
+figcaption { color: #5b6b7b; font-size: 13px }
+.legend { display: flex; flex-wrap: wrap; gap: 6px 16px }
+.legend i { display: inline-block; width: 14px; height: 14px; border-radius: 3px;
+            margin-right: 6px; vertical-align: -2px }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13px }
+dt { color: #5b6b7b } dd { margin: 0; overflow-wrap: anywhere }
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training, OUTPUT_DIR of its config; which files it holds may vary."""
+
+    name: str
+    folder: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+    def results(self) -> tuple[list[ResultRow], dict[str, Any]]:
+        """Rows and other fields of its results.json; nothing where it was not evaluated."""
+        path = self.folder / "results.json"
+        return read_results(path) if path.is_file() else ([], {})
+
+    def pictures(self) -> dict[str, list[Path]]:
+        """Dataset -> its pictures by name."""
+        folders = sorted(p for p in self.folder.glob("pictures/*") if p.is_dir())
+        return {f.name: files for f in folders if (files := sorted(f.glob("*.png")))}
+
+
+def find_runs(folder: str | Path) -> list[Run]:
+    """The stages of a run_stages folder in order, or the one run that a folder is.
+
+    Raises:
+        D2CityscapesError: it is neither.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise D2CityscapesError(f"{folder}: no such folder")
+    stages = [Run(p.name, p) for p in sorted(folder.glob("stage*")) if _is_run(p)]
+    if stages:
+        return stages
+    if not _is_run(folder):
+        raise D2CityscapesError(
+            f"{folder}: neither the output of tools/train_net.py ({', '.join(_MARKS)}) nor that of "
+            "tools/run_stages.py (stage0, stage1, ...)"
+        )
+    return [Run(folder.resolve().name, folder)]
+
+
+def write_report(
+    folder: str | Path, output: str | Path | None = None, *, table: LabelTable = CITYSCAPES
+) -> Path:
+    """Write the report of a run or of a run_stages folder, whole or not at all.
+
+    Args:
+        folder: as in `find_runs`.
+        output: the HTML file; None for report.html in the folder.
+        table: the classes, for the legend.
+
+    Returns:
+        The file written.
+    """
+    folder = Path(folder)
+    runs = find_runs(folder)
+    results = {run.name: run.results() for run in runs}
+    final = Run("final", folder)
+    if runs[0].folder != folder and final.results()[0]:
+        results[final.name] = final.results()
+    scored = [name for name, (rows, _) in results.items() if rows]
+    rows, about = results[scored[-1]] if scored else ([], {})
+
+    parts = [
+        f"<h1>{_text(folder.resolve().name)}</h1>",
+        _headlines(rows),
+        _pictures(runs, table),
+        _result_tables({name: result[0] for name, result in results.items()}),
+        _class_table(rows),
+        _curves(runs),
+        _provenance(about),
+    ]
+    page = (
+        "<!DOCTYPE html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><title>{_text(folder.resolve().name)}</title>'
+        f"<style>{_STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
+    )
+    output = folder / "report.html" if output is None else Path(output)
+    write_atomically(output, [page.encode()])
+    return output
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in _MARKS)
+
+
+def _headlines(rows: Sequence[ResultRow]) -> str:
+    cards = [
+        f'<div class="card"><b>{_number(row.value)}</b>{_text(row.task)} {_text(row.metric)}<br>'
+        f"<small>{_text(row.protocol)}, {_text(row.dataset)}, {row.images} images</small></div>"
+        for row in rows
+        if row.metric in _HEADLINES
+    ]
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else "<p>Not evaluated.</p>"
+
+
+def _result_tables(results: dict[str, list[ResultRow]]) -> str:
+    """One table for each task and protocol: numbers of different protocols never share a column."""
+    flat = [(run, row) for run, rows in results.items() for row in rows if "-" not in row.metric]
+    tables = []
+    for task, protocol in dict.fromkeys((row.task, row.protocol) for _, row in flat):
+        own = [(run, row) for run, row in flat if (row.task, row.protocol) == (task, protocol)]
+        metrics = list(dict.fromkeys(row.metric for _, row in own))
+        lines = []
+        for run, dataset in dict.fromkeys((run, row.dataset) for run, row in own):
+            line = {r.metric: r for name, r in own if (name, r.dataset) == (run, dataset)}
+            first = next(iter(line.values()))
+            values = [_number(line[m].value) if m in line else "" for m in metrics]
+            lines.append([run, dataset, str(first.images), str(first.classes), *values])
+        head = ["run", "dataset", "images", "classes", *metrics]
+        tables.append(
+            f"<h3>{_text(task)}, protocol {_text(protocol)}</h3>" + _table(head, lines, 2)
+        )
+    return "<h2>Results</h2>" + "".join(tables) if tables else ""
+
+
+def _class_table(rows: Sequence[ResultRow]) -> str:
+    """Per-class numbers of the last evaluation, a column for each task and protocol."""
+    columns: dict[str, dict[str, float | None]] = {}
+    classes: dict[str, None] = {}
+    for row in rows:
+        metric, dash, name = row.metric.partition("-")
+        if dash:
+            head = f"{row.task} {metric} ({row.protocol}, {row.dataset})"
+            columns.setdefault(head, {})[name] = row.value
+            classes[name] = None
+    lines = [
+        [name, *(_number(column[name]) if name in column else "" for column in columns.values())]
+        for name in classes
+    ]
+    return "<h2>By class</h2>" + _table(["class", *columns], lines, 1) if lines else ""
+
+
+def _pictures(runs: Sequence[Run], table: LabelTable) -> str:
+    """Pictures of the last run that has some."""
+    for run in reversed(runs):
+        if datasets := run.pictures():
+            figures = "".join(
+                f"<figure><img alt='{_text(path.stem)}' src='{_jpeg(path)}'>"
+                f"<figcaption>{_text(run.name)}, {_text(dataset)}: {_text(path.stem)}</figcaption>"
+                "</figure>"
+                for dataset, files in datasets.items()
+                for path in files[:_PICTURES]
+            )
+            return f"<h2>Predictions beside the truth</h2>{_legend(table)}{figures}"
+    return ""
+
+
+def _legend(table: LabelTable) -> str:
+    items = "".join(
+        f'<span><i style="background:rgb{c.color}"></i>{_text(c.name)}</span>'
+        for c in (*table.things, *table.stuff)
+    )
+    return (
+        f'<p class="legend">{items}</p><p>Instances vary around the colour of their class. Pixels '
+        "of the bare image are void or not predicted.</p>"
+    )
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    picture = loss_curves_png({run.name: run.metrics for run in runs if run.metrics.is_file()})
+    if not picture:
+        return ""
+    data = base64.b64encode(picture).decode()
+    return f"<h2>Training losses</h2><img alt='loss curves' src='data:image/png;base64,{data}'>"
+
+
+def _provenance(about: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
+    fields = {
+        "command": about.get("command"),
+        "config SHA-256": about.get("config_sha256"),
+        "weights SHA-256": about.get("weights_sha256"),
+        "versions": versions,
+        "seconds": about.get("seconds"),
+    }
+    items = "".join(f"<dt>{k}</dt><dd>{_text(str(v))}</dd>" for k, v in fields.items() if v)
+    return f"<h2>How the last numbers were made</h2><dl>{items}</dl>" if items else ""
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]], names: int) -> str:
+    """An HTML table whose first columns are names and the others numbers."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="name"' if i < names else "" for i in range(len(cells))]
+        texts = (f"<{tag}{k}>{_text(c)}</{tag}>" for k, c in zip(kinds, cells, strict=True))
+        return f"<tr>{''.join(texts)}</tr>"
+
+    body = "".join(row(line, "td") for line in lines)
+    return f'<div class="scroll"><table>{row(head, "th")}{body}</table></div>'
+
+
+def _jpeg(path: Path) -> str:
+    """A picture as a data URL, made small enough to send around."""
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except OSError as error:
+        raise D2CityscapesError(f"{path}: not a readable picture; delete it") from error
+    if small.width > _PICTURE_WIDTH:
+        height = round(small.height * _PICTURE_WIDTH / small.width)
+        small = small.resize((_PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _text(text: str) -> str:
+    return html.escape(text)

@@ -1,0 +1,166 @@
+"""results.json: every number with its protocol, dataset, image and class count."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from d2_cityscapes import __version__
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import write_atomically
+
+__all__ = [
+    "ResultRow",
+    "ResultsError",
+    "add_weights",
+    "make_rows",
+    "read_results",
+    "write_results",
+]
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "detectron2",
+    "numpy",
+    "pillow",
+    "pycocotools",
+    "cityscapesscripts",
+)
+
+
+class ResultsError(D2CityscapesError):
+    """A results.json that is missing or not one of ours."""
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One number.
+
+    Attributes:
+        task: "bbox", "segm", "sem_seg" or "panoptic_seg".
+        metric: e.g. "AP50" or "PQ-car".
+        value: percent; None where no class of the metric was seen.
+        protocol: whose rules; numbers of different protocols do not compare.
+        dataset: name of the scored dataset.
+        images: number of scored images.
+        classes: number of classes in the mean.
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    protocol: str
+    dataset: str
+    images: int
+    classes: int
+
+
+def make_rows(
+    task: str,
+    scores: Mapping[str, tuple[float | None, int]],
+    *,
+    protocol: str,
+    dataset: str,
+    images: int,
+) -> list[ResultRow]:
+    """Rows of one task under one protocol, from metric -> value and number of classes."""
+    return [
+        ResultRow(task, metric, _finite(value), protocol, dataset, images, classes)
+        for metric, (value, classes) in scores.items()
+    ]
+
+
+def write_results(
+    path: str | Path,
+    rows: Sequence[ResultRow],
+    *,
+    seconds: float,
+    config: str | None = None,
+    weights: str | Path | None = None,
+    command: Sequence[str] | None = None,
+) -> None:
+    """Write results.json, whole or not at all.
+
+    Args:
+        path: the file.
+        rows: the numbers.
+        seconds: what the evaluation took.
+        config: text of the config that made them, e.g. ``cfg.dump()``.
+        weights: file of the weights that made them. One that is not on this disk is left out.
+        command: the command line; None for that of this process.
+    """
+    document = {
+        "results": [asdict(row) for row in rows],
+        "config_sha256": None if config is None else hashlib.sha256(config.encode()).hexdigest(),
+        "weights_sha256": _file_sha256(weights),
+        "versions": _versions(),
+        "command": shlex.join(sys.argv if command is None else command),
+        "seconds": round(seconds, 3),
+    }
+    _write(path, document)
+
+
+def add_weights(path: str | Path, weights: str | Path) -> None:
+    """Enter the checksum of the weights into a results.json that was written without.
+
+    For a training run, which evaluates its model while no file of these very weights is named yet.
+    """
+    rows, document = read_results(path)
+    document["weights_sha256"] = _file_sha256(weights)
+    _write(path, {"results": [asdict(row) for row in rows], **document})
+
+
+def _write(path: str | Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, [text.encode()])
+
+
+def read_results(path: str | Path) -> tuple[list[ResultRow], dict[str, Any]]:
+    """The rows of a results.json and its other fields.
+
+    Raises:
+        ResultsError: no such file, or not in the form that `write_results` gives it.
+    """
+    names = [field.name for field in fields(ResultRow)]
+    try:
+        document = json.loads(Path(path).read_text())
+        rows = [ResultRow(**{name: row[name] for name in names}) for row in document.pop("results")]
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(f"{path}: not a results.json ({error}); evaluate again") from error
+    return rows, document
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _file_sha256(path: str | Path | None) -> str | None:
+    if path is None or not Path(path).is_file():
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python, of this package, and of what the numbers depend on."""
+    versions = {"python": platform.python_version(), "d2_cityscapes": __version__}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

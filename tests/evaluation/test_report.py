@@ -1,0 +1,177 @@
+"""Loss curves and the HTML page, from folders as the tools leave them."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.curves import draw_loss_curves, read_losses
+from d2_cityscapes.evaluation.report import find_runs, write_report
+from d2_cityscapes.evaluation.results import make_rows, write_results
+
+
+def write_run(folder: Path, ap: float = 40.0, iterations: int = 50) -> Path:
+    """An output folder of one training."""
+    (folder / "pictures" / "val_report").mkdir(parents=True)
+    lines = [
+        {
+            "iteration": i,
+            "total_loss": 9 / (i + 1),
+            "loss_cls": 6 / (i + 1),
+            "loss_mask": 3 / (i + 1),
+        }
+        for i in range(0, iterations, 10)
+    ]
+    lines.append({"iteration": iterations, "segm/AP": ap})
+    text = "\n".join(map(json.dumps, lines))
+    (folder / "metrics.json").write_text(text + '\n{"iteration": 51, "total_l')
+    (folder / "config.yaml").write_text("MODEL: {}\n")
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(
+        folder / "pictures" / "val_report" / "town_<1>.png"
+    )
+    rows = make_rows(
+        "segm", {"AP": (ap, 8), "AP-car": (ap, 1), "AP-bus": (None, 0)},
+        protocol="COCO", dataset="val_report", images=9,
+    )  # fmt: skip
+    rows += make_rows(
+        "segm", {"AP": (ap / 2, 8)}, protocol="Cityscapes", dataset="val_report", images=9
+    )
+    write_results(folder / "results.json", rows, seconds=3, command=["train_net.py", "<x>"])
+    return folder
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Path:
+    for number in range(3):
+        write_run(tmp_path / "all" / f"stage{number}", ap=30.0 + number)
+    (tmp_path / "all" / "anchors.json").write_text("{}")
+    return tmp_path / "all"
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects text, table heads and picture sources."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.sources: list[str] = []
+        self.feed(path.read_text())
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        assert "href" not in dict(attrs), "the page stands alone"
+        if tag == "img":
+            self.sources.append(dict(attrs)["src"])
+        elif tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_losses_skip_evaluations_and_cut_lines(tmp_path: Path) -> None:
+    losses = read_losses(write_run(tmp_path / "run") / "metrics.json")
+    assert list(losses) == ["total_loss", "loss_cls", "loss_mask"]
+    assert losses["total_loss"] == {i: 9 / (i + 1) for i in range(0, 50, 10)}
+
+
+def test_losses_of_a_resumed_run_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    lines = [{"iteration": i, "total_loss": v} for i, v in ((0, 3.0), (20, 2.0), (20, 1.0))]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert read_losses(path) == {"total_loss": {0: 3.0, 20: 1.0}}
+
+
+def test_loss_curves_of_stages(stages: Path, tmp_path: Path) -> None:
+    runs = {run.name: run.metrics for run in find_runs(stages)}
+    assert list(runs) == ["stage0", "stage1", "stage2"]
+    assert draw_loss_curves(runs, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size[0] > 1000
+        assert np.asarray(picture.convert("L")).std() > 10
+    (tmp_path / "empty.json").write_text("")
+    assert not draw_loss_curves({"a": tmp_path / "empty.json"}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_report_of_stages(stages: Path) -> None:
+    path = write_report(stages)
+    assert path == stages / "report.html"
+    page = Page(path)
+    text = " ".join(page.text)
+    for expected in ("stage0", "stage2", "32.00", "16.00", "val_report", "motorcycle", "town_<1>"):
+        assert expected in text
+    assert "segm, protocol COCO" in text
+    assert "segm, protocol Cityscapes" in text
+    assert "train_net.py '<x>'" in text
+    assert len(page.sources) == 2
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "http" not in path.read_text().split("<body>")[0]
+
+
+def test_report_prefers_the_final_results(stages: Path) -> None:
+    rows = make_rows("segm", {"AP": (77.0, 8)}, protocol="COCO", dataset="val_report", images=9)
+    write_results(stages / "results.json", rows, seconds=1)
+    text = write_report(stages).read_text()
+    assert re.search(r'class="card"><b>77\.00', text)
+    assert ">final<" in text
+
+
+def test_report_of_one_run(tmp_path: Path) -> None:
+    output = tmp_path / "page.html"
+    assert write_report(write_run(tmp_path / "run"), output) == output
+    assert "40.00" in output.read_text()
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_report_of_a_run_that_was_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("")
+    assert "Not evaluated" in write_report(tmp_path).read_text()
+
+
+def test_neither_run_nor_stages(tmp_path: Path) -> None:
+    with pytest.raises(D2CityscapesError, match="neither the output of"):
+        write_report(tmp_path)
+    with pytest.raises(D2CityscapesError, match="no such folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_picture_that_is_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "pictures" / "val_report" / "broken.png").write_text("no picture")
+    with pytest.raises(D2CityscapesError, match=r"broken\.png: not a readable picture"):
+        write_report(run)
+
+
+def test_command(
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(repository / "tools" / "report.py"), run_name="__main__")
+        return int(done.value.code)
+
+    page = tmp_path / "page.html"
+    assert call(str(write_run(tmp_path / "run")), "--output", str(page)) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    assert page.is_file()
+    assert call(str(tmp_path)) == 1
+    assert re.fullmatch(r"error: .* neither the output of .*\n", capsys.readouterr().err)
+    assert call() == 2

@@ -1,0 +1,30 @@
+#!/usr/bin/env python
+"""Write one self-contained HTML page about a training: results, loss curves and pictures."""
+
+from __future__ import annotations
+
+import argparse
+
+from d2_cityscapes.cli import HelpFormatter, run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=HelpFormatter,
+        epilog="example: python tools/report.py output/stages --output stages.html",
+    )
+    parser.add_argument(
+        "run_dir", help="output folder of tools/train_net.py or of tools/run_stages.py"
+    )
+    parser.add_argument("--output", metavar="FILE", help="the page; RUN_DIR/report.html by default")
+    args = parser.parse_args()
+
+    from d2_cityscapes.evaluation.report import write_report
+
+    print(write_report(args.run_dir, args.output))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
