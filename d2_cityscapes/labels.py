@@ -103,9 +103,10 @@ class LabelTable:
         """
         lookup = np.full(len(self.known_ids), VOID_TRAIN_ID, dtype=np.uint8)
         for c in self.classes:
-            lookup[c.label_id] = c.train_id
             start = c.label_id * INSTANCE_DIVISOR
-            lookup[start : start + INSTANCE_DIVISOR] = c.train_id
+            if start > 0:  # label 0 has no instance numbers: 1 is another class
+                lookup[start : start + INSTANCE_DIVISOR] = c.train_id
+            lookup[c.label_id] = c.train_id
         return lookup
 
     @cached_property
@@ -120,8 +121,8 @@ class LabelTable:
     def thing_id_of_train(self) -> np.ndarray:
         """int64 (256,): thing id of every train id; -1 where the class is stuff or void."""
         lookup = np.full(256, -1, dtype=np.int64)
-        for c in self.things:
-            lookup[c.train_id] = c.thing_id
+        for thing_id, c in enumerate(self.things):
+            lookup[c.train_id] = thing_id
         return lookup
 
     @cached_property

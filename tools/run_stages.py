@@ -39,13 +39,16 @@ def main() -> None:
     args = parse_args()
     require_detectron2()
     from d2_cityscapes.engine.stages import plan_stages, run_stages, summary
-    from d2_cityscapes.evaluation.report import write_report
+    from d2_cityscapes.evaluation.curves import draw_loss_curves
+    from d2_cityscapes.evaluation.report import find_runs, write_report
 
     plan = plan_stages(
         args.output_dir, config_dir=args.config_dir, stages=args.stages, opts=args.opts
     )
     run_stages(plan)
     shutil.copyfile(plan[-1].results, args.output_dir / "results.json")
+    curves = {run.name: run.metrics for run in find_runs(args.output_dir) if run.metrics.is_file()}
+    draw_loss_curves(curves, args.output_dir / "loss_curves.png")
     report = write_report(args.output_dir)
     print(*summary(plan), sep="\n")
     print(f"pictures: {plan[-1].output_dir / 'pictures'}")

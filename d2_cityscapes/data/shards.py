@@ -30,6 +30,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,16 +255,14 @@ class _Shard:
     def __getstate__(self) -> dict:
         return {"path": self.path, "_label_table": self._label_table}
 
-    def __del__(self) -> None:
-        if "_file" in self.__dict__:
-            os.close(self._file)
-
     @functools.cached_property
     def _file(self) -> int:
         try:
-            return os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise ShardError(f"{self.path}: {error.strerror}; {_PREPARE} again") from error
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
     @functools.cached_property
     def _header(self) -> dict:
@@ -360,7 +359,7 @@ class _Shard:
     def _read(self, begin: int, size: int) -> np.ndarray:
         """(size,) uint8, a fresh copy of the bytes from ``begin`` on."""
         buffer = np.empty(size, dtype=np.uint8)
-        view, done = memoryview(buffer), 0
+        view, done = memoryview(buffer.data), 0
         while done < size:
             try:
                 count = os.preadv(self._file, [view[done:]], begin + done)

@@ -101,13 +101,13 @@ def _settle_device(cfg: CfgNode) -> None:
 def _merge(cfg: CfgNode, source: str, merge) -> None:
     try:
         merge()
-    except KeyError as error:
-        key = re.sub(r"^Non-existent (config )?key: ", "", str(error.args[0]))
-        near = difflib.get_close_matches(key, list(_all_keys(cfg)), n=3)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ConfigError(f"{source}: unknown config key {key}{hint}") from error
-    except (ValueError, AssertionError, yaml.YAMLError, OSError) as error:
-        message = " ".join(str(error).split())
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
+        message = " ".join(str(error).strip("'").split())
+        unknown = re.match(r"Non-existent (?:config )?key: (\S+)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], list(_all_keys(cfg)), n=3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            message = f"unknown config key {unknown[1]}{hint}"
         raise ConfigError(f"{source}: {message}") from error
 
 

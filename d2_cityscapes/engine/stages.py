@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +179,18 @@ def _fits_anchors(cfg: CfgNode) -> bool:
 def _train_in_process(config_file: Path, opts: Sequence[str]) -> None:
     from d2_cityscapes.engine.trainer import setup, train
 
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     args = argparse.Namespace(config_file=str(config_file), opts=list(opts), eval_only=False)
 
     def main() -> None:
         train(setup(args), resume=True)
 
     run(main)
+
+
+def _leave_with_parent() -> None:
+    """End this process when its parent is killed, so that a rerun is the only one that writes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

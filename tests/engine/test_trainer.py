@@ -1,0 +1,128 @@
+"""Training and evaluation of small models on synthetic shards, from config to results.json."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+
+import pytest
+import torch
+
+from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.engine.trainer import Trainer, evaluate, setup, train
+
+pytestmark = pytest.mark.usefixtures("datasets")
+
+
+@pytest.fixture
+def configure(repository, tmp_path, tiny_opts):
+    """(stage, overrides, flags) -> config, with OUTPUT_DIR in the test's folder."""
+
+    def make(config: str, *opts: str, eval_only: bool = False):
+        args = argparse.Namespace(
+            config_file=str(repository / "configs" / config),
+            opts=[*tiny_opts, "OUTPUT_DIR", str(tmp_path / "out"), *opts],
+            eval_only=eval_only,
+        )
+        return setup(args)
+
+    return make
+
+
+def _results(cfg) -> dict:
+    with open(f"{cfg.OUTPUT_DIR}/results.json") as file:
+        return json.load(file)
+
+
+def test_a_run_leaves_everything_that_is_promised(configure, tmp_path):
+    cfg = configure("demo/stage1.yaml")
+    train(cfg)
+    out = tmp_path / "out"
+    written = {p.name for p in out.iterdir()}
+    assert {"config.yaml", "metrics.json", "log.txt", "model_final.pth", "results.json"} <= written
+    results = _results(cfg)
+    rows = {(r["task"], r["metric"]): r for r in results["results"]}
+    for key in (("bbox", "AP"), ("segm", "AP50")):
+        assert rows[key]["dataset"] == "cityscapes_shards_val_report"
+        assert rows[key]["protocol"] == "COCO" and rows[key]["images"] == 4
+    final = (out / "model_final.pth").read_bytes()
+    assert results["weights_sha256"] == hashlib.sha256(final).hexdigest()
+    assert results["config_sha256"] == hashlib.sha256(cfg.dump().encode()).hexdigest()
+    assert len(list((out / "pictures/cityscapes_shards_val_report").glob("*.png"))) == 1
+    losses = json.loads((out / "metrics.json").read_text().splitlines()[-1])
+    assert {"loss_box_giou", "loss_mask", "loss_rpn_cls", "lr"} <= losses.keys()
+    # a config.yaml written by a run is enough to evaluate its weights again
+    again = configure(
+        str(out / "config.yaml"), "MODEL.WEIGHTS", str(out / "model_final.pth"),
+        "OUTPUT_DIR", str(tmp_path / "again"), eval_only=True,
+    )  # fmt: skip
+    evaluate(again)
+    assert _results(again)["results"] == results["results"]
+    assert _results(again)["weights_sha256"] == results["weights_sha256"]
+
+
+def test_frozen_modules_stay_and_the_rest_moves(configure, tmp_path):
+    cfg = configure("demo/stage1.yaml")
+    torch.manual_seed(0)
+    start = Trainer.build_model(cfg).state_dict()
+    weights = tmp_path / "start.pth"
+    torch.save({"model": start}, weights)
+    train(configure("demo/stage1.yaml", "MODEL.WEIGHTS", str(weights)))
+    end = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
+    same = {name for name, tensor in start.items() if end[name].equal(tensor)}
+    frozen = {name for name in start if name.startswith("backbone.bottom_up")}
+    assert frozen and frozen <= same
+    moved = {name.split(".")[0] for name in start.keys() - same}
+    assert moved == {"backbone", "proposal_generator", "roi_heads"}
+
+
+def test_random_frozen_weights_are_warned_of(configure, caplog):
+    train(configure("demo/stage1.yaml", "SOLVER.MAX_ITER", "1"))
+    assert "RANDOM weights" in caplog.text
+
+
+def test_the_same_seed_gives_the_same_weights(configure, tmp_path):
+    for name in "ab":
+        train(configure("demo/stage3.yaml", "OUTPUT_DIR", str(tmp_path / name)))
+    a, b = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=False)["model"] for name in "ab"
+    )
+    assert all(a[name].equal(b[name]) for name in a)
+
+
+def test_resume_continues_at_the_next_iteration(configure, tmp_path):
+    train(configure("demo/stage0.yaml", "SOLVER.CHECKPOINT_PERIOD", "2"))
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000001.pth")
+    lines = (tmp_path / "out" / "metrics.json").read_text().count("\n")
+    train(configure("demo/stage0.yaml", "SOLVER.MAX_ITER", "4"), resume=True)
+    new = (tmp_path / "out" / "metrics.json").read_text().splitlines()[lines:]
+    assert json.loads(new[-1])["iteration"] == 3
+    assert "Loading from" not in new and len(new) <= 3
+
+
+def test_semantic_and_panoptic_models_are_scored_by_their_tasks(configure):
+    train(configure("demo/stage0.yaml"))
+    cfg = configure("demo/stage0.yaml")
+    assert {r["task"] for r in _results(cfg)["results"]} == {"sem_seg"}
+    train(configure("demo/panoptic.yaml"))
+    tasks = {r["task"] for r in _results(cfg)["results"]}
+    assert tasks == {"bbox", "segm", "sem_seg", "panoptic_seg"}
+
+
+def test_expected_results_are_a_gate(configure, tmp_path):
+    passes = '[["segm", "AP50", 50.0, 50.0]]'
+    fails = '[["segm", "AP50", 99.0, 0.5]]'
+    train(configure("demo/stage1.yaml", "SOLVER.MAX_ITER", "1", "TEST.EXPECTED_RESULTS", passes))
+    weights = str(tmp_path / "out" / "model_final.pth")
+    cfg = configure(
+        "demo/stage1.yaml", "MODEL.WEIGHTS", weights, "TEST.EXPECTED_RESULTS", fails, eval_only=True
+    )
+    with pytest.raises(SystemExit) as left:
+        evaluate(cfg)
+    assert left.value.code == 1
+
+
+def test_eval_only_needs_weights(configure):
+    with pytest.raises(ConfigError, match="needs MODEL.WEIGHTS"):
+        evaluate(configure("demo/stage1.yaml", eval_only=True))

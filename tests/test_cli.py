@@ -1,0 +1,33 @@
+"""Commands end with one line and an exit code, and keep the traceback of our own defects."""
+
+from __future__ import annotations
+
+import pytest
+
+from d2_cityscapes.cli import run
+from d2_cityscapes.errors import D2CityscapesError
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "line"),
+    [
+        (None, 0, ""),
+        (D2CityscapesError("x.png: broken; download it again"), 1, "error: x.png: broken; download"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_exit_codes(capsys, outcome, code, line):
+    def main():
+        if outcome is not None:
+            raise outcome
+
+    with pytest.raises(SystemExit) as left:
+        run(main)
+    error = capsys.readouterr().err
+    assert left.value.code == code
+    assert error.startswith(line) and error.count("\n") == (1 if line else 0)
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
