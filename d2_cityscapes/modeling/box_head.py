@@ -1,0 +1,117 @@
+"""ROI heads with a GIoU term: (1 - w) * standard losses + w * GIoU loss.
+
+Shape letters: R RoIs of the mini-batch, F foreground RoIs among them, K thing classes. "Deltas" are
+Detectron2's (dx, dy, dw, dh) that turn a proposal into a detection.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.layers.losses import giou_loss
+
+__all__ = ["GIOU_LOSS", "GIoUOutputLayers", "GIoUROIHeads", "check_giou_weight"]
+
+GIOU_LOSS = "loss_box_giou"
+
+
+def check_giou_weight(weight: float) -> None:
+    """Raise `D2CityscapesError` unless the weight is in [0, 1]."""
+    if not 0 <= weight <= 1:
+        raise D2CityscapesError(
+            f"MODEL.ROI_BOX_HEAD.GIOU_WEIGHT is {weight}; the w of (1 - w) * standard + w * GIoU "
+            "is between 0 and 1"
+        )
+
+
+class GIoUOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's box predictor with one more loss, "loss_box_giou".
+
+    It is the mean, over the foreground RoIs of all images, of 1 - GIoU between the matched truth
+    box and the box decoded from the deltas of the truth class; 0, still connected to the
+    predictions, where there is no foreground.
+    """
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """As in Detectron2; `predictions` are (R, K + 1) logits and (R, K * 4) or (R, 4) deltas."""
+        losses = super().losses(predictions, proposals)
+        losses[GIOU_LOSS] = self._giou_loss(predictions[1], proposals)
+        return losses
+
+    def _giou_loss(self, deltas: Tensor, proposals: list[Instances]) -> Tensor:
+        if not proposals:
+            return deltas.sum() * 0
+        classes = cat([p.gt_classes for p in proposals])
+        boxes = cat([p.proposal_boxes.tensor for p in proposals])
+        truth = cat([_matched_boxes(p).tensor for p in proposals])
+        foreground = ((classes >= 0) & (classes < self.num_classes)).nonzero()[:, 0]
+        if deltas.shape[1] == 4:  # class-agnostic regression, or a single class
+            deltas = deltas[foreground]
+        else:
+            deltas = deltas.view(-1, self.num_classes, 4)[foreground, classes[foreground]]
+        with torch.autocast(deltas.device.type, enabled=False):
+            # apply_deltas works in float32 and clamps dw and dh before exp, as at inference.
+            decoded = self.box2box_transform.apply_deltas(deltas, boxes[foreground])
+            return giou_loss(decoded, truth[foreground], reduction="mean")
+
+
+def _matched_boxes(proposals: Instances) -> Boxes:
+    """The truth box of each proposal; any box where an image has none, as all is background."""
+    return proposals.gt_boxes if proposals.has("gt_boxes") else proposals.proposal_boxes
+
+
+@ROI_HEADS_REGISTRY.register()
+class GIoUROIHeads(StandardROIHeads):
+    """`StandardROIHeads` whose losses become (1 - w) * each standard loss and w * "loss_box_giou".
+
+    With w = 0 it is `StandardROIHeads`, bit for bit. The losses of the RPN and of a semantic head
+    are computed elsewhere; `d2_cityscapes.modeling.build.build_model` gives them their (1 - w).
+    """
+
+    @configurable
+    def __init__(self, *, giou_weight: float = 0.0, **kwargs):
+        """
+        Args:
+            giou_weight: w, in [0, 1]. Above 0, `box_predictor` must be a `GIoUOutputLayers`.
+            kwargs: the arguments of `StandardROIHeads`.
+        """
+        super().__init__(**kwargs)
+        check_giou_weight(giou_weight)
+        if giou_weight > 0 and not isinstance(self.box_predictor, GIoUOutputLayers):
+            raise ValueError("giou_weight > 0 needs a box_predictor of type GIoUOutputLayers")
+        self.giou_weight = giou_weight
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {
+            **super().from_config(cfg, input_shape),
+            "giou_weight": cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT,
+        }
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        parts = super()._init_box_head(cfg, input_shape)
+        if cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT > 0:
+            # Same weights and same random state as stock: runs that differ in w alone start alike.
+            stock = parts["box_predictor"]
+            with torch.random.fork_rng(devices=[]):
+                parts["box_predictor"] = GIoUOutputLayers(cfg, parts["box_head"].output_shape)
+            parts["box_predictor"].load_state_dict(stock.state_dict())
+        return parts
+
+    def forward(self, images, features, proposals, targets=None):
+        """See `StandardROIHeads.forward`."""
+        instances, losses = super().forward(images, features, proposals, targets)
+        if self.training and self.giou_weight > 0:
+            w = self.giou_weight
+            losses = {k: v * (w if k == GIOU_LOSS else 1 - w) for k, v in losses.items()}
+        return instances, losses

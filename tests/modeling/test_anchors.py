@@ -1,0 +1,317 @@
+"""Anchor clustering, its file, and KMeansAnchorGenerator."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
+from detectron2.structures import BoxMode
+
+from d2_cityscapes.modeling.anchor_clustering import (
+    DEFAULT_RATIOS,
+    DEFAULT_SIZES,
+    AnchorError,
+    anchor_quality,
+    anchor_shapes,
+    best_shape_iou,
+    cluster_shapes,
+    read_anchors,
+    write_anchors,
+)
+from d2_cityscapes.modeling.anchors import (
+    KMeansAnchorGenerator,
+    fit_anchors,
+    network_shapes,
+    short_edges,
+)
+from d2_cityscapes.modeling.build import build_model
+
+SIZES, RATIOS = (12.0, 30.0, 61.0, 119.0, 230.0), (0.55, 1.1, 2.3)
+
+
+def shapes_around(sizes, ratios, number=3000, spread=0.03, seed=0) -> np.ndarray:
+    """(number, 2) shapes scattered around the anchors."""
+    rng = np.random.default_rng(seed)
+    placed = anchor_shapes(sizes, ratios)
+    return placed[rng.integers(len(placed), size=number)] * rng.normal(1, spread, (number, 2))
+
+
+# --- clustering ---
+
+
+def test_recovers_known_sizes_and_ratios():
+    found = cluster_shapes(shapes_around(SIZES, RATIOS), 5, 3)
+    np.testing.assert_allclose(found.sizes, SIZES, rtol=0.05)
+    np.testing.assert_allclose(found.aspect_ratios, RATIOS, rtol=0.05)
+
+
+def test_is_deterministic_and_independent_of_order():
+    shapes = shapes_around(SIZES, RATIOS)
+    found = cluster_shapes(shapes, 5, 3)
+    assert found == cluster_shapes(shapes, 5, 3)
+    other = cluster_shapes(shapes[::-1], 5, 3)
+    np.testing.assert_allclose(found.sizes, other.sizes, rtol=1e-3)
+
+
+def test_ratio_is_height_over_width():
+    tall = np.array([[10.0, 20.0], [11.0, 22.0]])  # people
+    assert cluster_shapes(tall, 1, 1).aspect_ratios == (2.0,)
+    np.testing.assert_allclose(anchor_shapes([10], [4.0]), [[5, 20]])
+
+
+def test_anchor_shapes_equal_detectron2s():
+    cells = DefaultAnchorGenerator(
+        sizes=[list(SIZES)], aspect_ratios=[list(RATIOS)], strides=[4]
+    ).cell_anchors
+    boxes = next(iter(cells)).numpy()
+    np.testing.assert_allclose(anchor_shapes(SIZES, RATIOS), boxes[:, 2:] - boxes[:, :2], rtol=1e-5)
+
+
+def test_small_boxes_count_as_much_as_large_ones():
+    """On a linear scale the large boxes below would get three of the four centres."""
+    shapes = shapes_around((8, 16, 200, 400), (1.0,), spread=0.25)
+    np.testing.assert_allclose(cluster_shapes(shapes, 4, 1).sizes, (8, 16, 200, 400), rtol=0.1)
+
+
+def test_best_iou_by_hand():
+    shapes = np.array([[10, 10], [20, 5], [40, 40], [5, 20]], dtype=float)
+    anchors = np.array([[10, 10], [20, 20]], dtype=float)
+    np.testing.assert_allclose(best_shape_iou(shapes, anchors), [1, 1 / 3, 1 / 4, 1 / 3])
+    quality = anchor_quality(shapes, [10, 20], [1.0])
+    assert quality.mean_best_iou == pytest.approx((1 + 2 / 3 + 1 / 4) / 4)
+    assert (quality.recall_50, quality.recall_70) == (0.25, 0.25)
+
+
+def test_best_iou_in_chunks(monkeypatch):
+    shapes, anchors = shapes_around(SIZES, RATIOS, number=103), anchor_shapes(SIZES, RATIOS)
+    whole = best_shape_iou(shapes, anchors)
+    monkeypatch.setattr("d2_cityscapes.modeling.anchor_clustering._CHUNK", 10)
+    np.testing.assert_array_equal(best_shape_iou(shapes, anchors), whole)
+    assert best_shape_iou(shapes[:0], anchors).shape == (0,)
+
+
+def test_fits_better_than_the_default():
+    shapes = shapes_around(SIZES, RATIOS, spread=0.15)
+    found = cluster_shapes(shapes, 5, 3)
+    ours = anchor_quality(shapes, found.sizes, found.aspect_ratios)
+    default = anchor_quality(shapes, DEFAULT_SIZES, DEFAULT_RATIOS)
+    assert ours.mean_best_iou > default.mean_best_iou
+    assert ours.recall_70 > default.recall_70
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (np.zeros((0, 2)), "no boxes"),
+        (np.array([[10.0, 10.0], [20.0, 30.0]]), "2 boxes with 2 distinct sizes .*NUM_SIZES"),
+        (np.array([[x, x] for x in range(1, 20)], float), "1 distinct height/width ratios"),
+    ],
+)
+def test_too_few_boxes(shapes, message):
+    with pytest.raises(AnchorError, match=message):
+        cluster_shapes(shapes, 5, 3)
+
+
+# --- boxes as the network sees them ---
+
+
+def record(*boxes, size=(100, 200), **extra):
+    annotations = [{"bbox": list(b), "bbox_mode": BoxMode.XYXY_ABS, **extra} for b in boxes]
+    return {"height": size[0], "width": size[1], "annotations": annotations}
+
+
+def set_resize(cfg, min_size, max_size, sampling="choice"):
+    cfg.INPUT.MIN_SIZE_TRAIN = min_size
+    cfg.INPUT.MAX_SIZE_TRAIN = max_size
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = sampling
+
+
+@pytest.mark.parametrize(
+    ("min_size", "max_size", "expected"),
+    [
+        ((50,), 1000, [[5, 10]]),  # half the size
+        ((50,), 60, [[3, 6]]),  # the long edge caps: 60 / 200
+        ((50, 100), 1000, [[5, 10], [10, 20]]),  # both scales count
+        ((0,), 1000, [[10, 20]]),  # no resize
+        ((33,), 1000, [[3.3, 6.6]]),
+    ],
+)
+def test_network_shapes(tiny_cfg, min_size, max_size, expected):
+    set_resize(tiny_cfg, min_size, max_size)
+    np.testing.assert_allclose(network_shapes(tiny_cfg, [record((5, 5, 15, 25))]), expected)
+
+
+def test_network_shapes_follow_the_size_of_each_image(tiny_cfg):
+    set_resize(tiny_cfg, (100,), 1000)
+    records = [record((0, 0, 10, 10)), record((0, 0, 10, 10), size=(200, 200))]
+    np.testing.assert_allclose(network_shapes(tiny_cfg, records), [[10, 10], [5, 5]])
+
+
+def test_what_training_leaves_out_is_left_out(tiny_cfg):
+    set_resize(tiny_cfg, (50,), 1000)
+    crowd, empty = record((0, 0, 10, 10), iscrowd=1), record((4, 4, 4, 9))
+    assert network_shapes(tiny_cfg, [crowd, empty, record()]).shape == (0, 2)
+    tiny_cfg.INPUT.MIN_INSTANCE_AREA = 20  # 80 px of the original at half the size
+    records = [record((0, 0, 10, 10), area=area) for area in (79, 80)]
+    assert len(network_shapes(tiny_cfg, records)) == 1
+
+
+def test_short_edges():
+    assert short_edges((800, 1024), "choice") == [800, 1024]
+    assert short_edges(800, "choice") == [800]
+    assert short_edges((800, 1024), "range") == [800, 856, 912, 968, 1024]
+    assert short_edges((800, 800), "range") == [800]
+
+
+# --- file and generator ---
+
+
+@pytest.fixture
+def dataset():
+    """Name of a registered dataset whose boxes have known sizes at scale 1."""
+    rng = np.random.default_rng(0)
+    shapes = shapes_around((5, 10, 20, 40, 60), (0.5, 1.0, 2.0), number=400)
+    corners = rng.uniform(0, 5, (400, 2))
+    boxes = np.concatenate([corners, corners + shapes], axis=1).tolist()
+    name = "anchors_test"
+    DatasetCatalog.register(name, lambda: [record(*boxes[i : i + 20]) for i in range(0, 400, 20)])
+    yield name
+    DatasetCatalog.remove(name)
+
+
+@pytest.fixture
+def cfg(tiny_cfg, dataset):
+    set_resize(tiny_cfg, (50,), 1000)
+    tiny_cfg.DATASETS.TRAIN = (dataset,)
+    tiny_cfg.MODEL.ANCHOR_GENERATOR.NAME = "KMeansAnchorGenerator"
+    return tiny_cfg
+
+
+def levels(number):
+    return [ShapeSpec(channels=8, stride=4 * 2**i) for i in range(number)]
+
+
+def test_fit_writes_json_and_plot(cfg, dataset, tmp_path):
+    path = tmp_path / "made" / "anchors.json"
+    found = fit_anchors(cfg, path)
+    assert read_anchors(path) == found
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["anchors.json", "anchors.png"]
+    np.testing.assert_allclose(found.anchors.sizes, (2.5, 5, 10, 20, 30), rtol=0.05)
+    np.testing.assert_allclose(found.anchors.aspect_ratios, (0.5, 1, 2), rtol=0.05)
+    content = json.loads(path.read_text())
+    assert content["datasets"] == [dataset]
+    assert content["resize"] == {"min_size": [50], "max_size": 1000, "sampling": "choice"}
+    assert content["num_boxes"] == 400
+    assert "height / width" in content["convention"]
+    assert content["quality"]["kmeans"]["recall_70"] > content["quality"]["default"]["recall_70"]
+    assert fit_anchors(cfg, path) == found
+
+
+def test_generator_uses_the_file(cfg, tmp_path):
+    path = tmp_path / "anchors.json"
+    anchors = fit_anchors(cfg, path).anchors
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(path)
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
+    generator = build_anchor_generator(cfg, levels(5))
+    assert isinstance(generator, KMeansAnchorGenerator)
+    assert generator.num_anchors == [3] * 5
+    features = [torch.zeros(1, 8, 16 >> i, 32 >> i) for i in range(5)]
+    for level, boxes in enumerate(generator(features)):
+        sides = boxes.tensor[:3, 2:] - boxes.tensor[:3, :2]
+        torch.testing.assert_close(
+            sides.prod(dim=1).sqrt(), torch.full((3,), anchors.sizes[level]), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            sides[:, 1] / sides[:, 0], torch.tensor(anchors.aspect_ratios), rtol=1e-4, atol=1e-4
+        )
+        centre = boxes.get_centers()[0]
+        torch.testing.assert_close(centre, torch.full((2,), 0.5 * 4 * 2**level))
+
+
+def test_without_a_source_it_is_stock(cfg):
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.25
+    ours = build_anchor_generator(cfg, levels(5))
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
+    stock = build_anchor_generator(cfg, levels(5))
+    features = [torch.zeros(1, 8, 16 >> i, 32 >> i) for i in range(5)]
+    for a, b in zip(ours(features), stock(features), strict=True):
+        assert torch.equal(a.tensor, b.tensor)
+
+
+def test_weights_of_an_rpn_with_other_anchors_load(cfg, tmp_path):
+    stock = build_model(cfg)
+    fit_anchors(cfg, tmp_path / "anchors.json")
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(tmp_path / "anchors.json")
+    model = build_model(cfg)
+    model.load_state_dict(stock.state_dict(), strict=True)
+    sizes = [cell[1].prod() for cell in model.proposal_generator.anchor_generator.cell_anchors]
+    assert len(sizes) == 5
+
+
+def test_wrong_number_of_levels(cfg, tmp_path):
+    fit_anchors(cfg, tmp_path / "anchors.json")
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(tmp_path / "anchors.json")
+    with pytest.raises(AnchorError, match=r"5 sizes for the 4 feature levels.*NUM_SIZES 4"):
+        build_anchor_generator(cfg, levels(4))
+
+
+def test_warns_about_another_resize(cfg, tmp_path, caplog):
+    fit_anchors(cfg, tmp_path / "anchors.json")
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(tmp_path / "anchors.json")
+    with caplog.at_level(logging.WARNING, logger="d2_cityscapes"):
+        build_anchor_generator(cfg, levels(5))
+        assert caplog.text == ""
+        cfg.INPUT.MIN_SIZE_TRAIN = (100,)
+        build_model(cfg)
+    assert caplog.text.count("anchors were fitted to images resized by") == 1
+
+
+def test_missing_file(cfg, tmp_path):
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(tmp_path / "none.json")
+    with pytest.raises(AnchorError, match=r"none.json: no anchor file.*tools/kmeans_anchors.py"):
+        build_anchor_generator(cfg, levels(5))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "not an anchor file"),
+        ("{}", "no 'convention'"),
+        ({"convention": "w/h"}, "unknown convention"),
+        ({"sizes": []}, "expected positive numbers"),
+        ({"sizes": [1, -2]}, "expected positive numbers"),
+        ({"aspect_ratios": "wide"}, "not an anchor file"),
+        ({"num_boxes": None}, "not an anchor file"),
+        ({"quality": {"kmeans": {"recall": 1}}}, "not an anchor file"),
+    ],
+)
+def test_malformed_file(cfg, tmp_path, content, message):
+    path = tmp_path / "anchors.json"
+    if isinstance(content, dict):
+        write_anchors(path, fit_anchors(cfg, path))
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(content)
+    with pytest.raises(AnchorError, match=message) as error:
+        read_anchors(path)
+    assert "\n" not in str(error.value)
+    assert "run tools/kmeans_anchors.py" in str(error.value)
+
+
+def test_unknown_and_empty_datasets(cfg, dataset, tmp_path):
+    cfg.DATASETS.TRAIN = ("nowhere",)
+    with pytest.raises(AnchorError, match="no dataset 'nowhere'"):
+        fit_anchors(cfg, tmp_path / "anchors.json")
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(AnchorError, match=r"no boxes in DATASETS\.TRAIN"):
+        fit_anchors(cfg, tmp_path / "anchors.json")
+    cfg.DATASETS.TRAIN = (dataset,)
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES = 500
+    with pytest.raises(AnchorError, match=r"400 boxes .* 500 clusters"):
+        fit_anchors(cfg, tmp_path / "anchors.json")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Fit anchor sizes and height/width ratios to the training boxes of a config.
+
+Boxes are taken as the network sees them, after the config's training resize. Prints the anchors
+and how well they fit, beside Detectron2's default anchors, and writes a JSON file and a plot beside
+it. Use it in training with
+
+    MODEL.ANCHOR_GENERATOR.NAME KMeansAnchorGenerator
+    MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE anchors.json
+"""
+
+import argparse
+from pathlib import Path
+
+from d2_cityscapes.cli import HelpFormatter, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--config-file", required=True, help="config whose DATASETS.TRAIN is used")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="config overrides, e.g. MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES 5",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from d2_cityscapes.dependencies import require_detectron2
+
+    require_detectron2()
+    from d2_cityscapes.engine.setup import load_config
+    from d2_cityscapes.modeling.anchors import fit_anchors
+
+    found = fit_anchors(load_config(args.config_file, args.opts), args.output)
+    print(f"{found.num_boxes} boxes of {', '.join(found.datasets)}, resized by {found.resize}")
+    print("sizes [px]     ", *(f"{size:.1f}" for size in found.anchors.sizes))
+    print("height / width ", *(f"{ratio:.3f}" for ratio in found.anchors.aspect_ratios))
+    print(f"{'anchors':<16}{'mean best IoU':>14}{'recall@0.5':>12}{'recall@0.7':>12}")
+    for name, quality in found.quality.items():
+        print(
+            f"{name:<16}{quality.mean_best_iou:>14.3f}{quality.recall_50:>12.3f}"
+            f"{quality.recall_70:>12.3f}"
+        )
+    print(f"wrote {args.output} and {args.output.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    run(main)
