@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelTable
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
 
-__all__ = ["fuse_panoptic", "panoptic_to_instance_ids"]
+__all__ = ["fuse_panoptic"]
 
 SegmentInfo = dict[str, Any]
 
@@ -52,6 +52,8 @@ def fuse_panoptic(
         segments_info: one dict a segment, in the order of ids: "id", "isthing", "category_id"
             (train id, for things and stuff alike), "area" in pixels; things also have "score" and
             "instance_id" (their index in `instances`).
+
+    `evaluation.instance_ids.ids_of_panoptic` turns the two into a map of instance ids.
     """
     labels = (sem_seg.argmax(dim=0) if sem_seg.dim() == 3 else sem_seg).to(torch.uint8)
     ranks, order = _paint_things(instances, labels, overlap_threshold, score_threshold)
@@ -69,33 +71,6 @@ def fuse_panoptic(
     for segment in things:
         lookup[void + rank_of[segment["instance_id"]]] = segment["id"]
     return _look_up(lookup, codes), things + stuff
-
-
-def panoptic_to_instance_ids(
-    panoptic: Tensor, segments_info: list[SegmentInfo], *, table: LabelTable = CITYSCAPES
-) -> Tensor:
-    """Turn the output of `fuse_panoptic` into a map of instance ids (see `d2_cityscapes.labels`).
-
-    Args:
-        panoptic: (H, W) integer segment ids, 0 for void.
-        segments_info: "id", "isthing" and "category_id" (train id) of every segment.
-        table: the classes.
-
-    Returns:
-        (H, W) int32: ``label_id * 1000 + k`` for the k-th segment of a thing class, k from 0; the
-        label id of stuff; 0 for void.
-    """
-    lookup = [0] * (max((s["id"] for s in segments_info), default=0) + 1)
-    counts: dict[int, int] = {}
-    for segment in segments_info:
-        label_id = int(table.label_id_of_train[segment["category_id"]])
-        lookup[segment["id"]] = label_id
-        if segment["isthing"]:
-            k = counts[label_id] = counts.get(label_id, -1) + 1
-            if k >= INSTANCE_DIVISOR:
-                raise ValueError(f"more than {INSTANCE_DIVISOR} segments of label id {label_id}")
-            lookup[segment["id"]] = label_id * INSTANCE_DIVISOR + k
-    return _look_up(torch.tensor(lookup, dtype=torch.int32), panoptic)
 
 
 def _look_up(lookup: Tensor, codes: Tensor) -> Tensor:

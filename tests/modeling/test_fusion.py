@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
 from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.modeling.fusion import fuse_panoptic, panoptic_to_instance_ids
+from d2_cityscapes.modeling.fusion import fuse_panoptic
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "panoptic_fusion.npz"
 ROAD, SIDEWALK, BUILDING, CAR = 0, 1, 2, 13
@@ -210,7 +211,8 @@ def test_instance_ids():
     semantic[9] = 255
     masks = rectangles(SIZE, (0, 0, 4, 4), (5, 0, 9, 4), (10, 0, 14, 4))
     found = instances(masks, [CAR_THING, PERSON_THING, CAR_THING], [0.7, 0.8, 0.9])
-    ids = panoptic_to_instance_ids(*fuse_panoptic(semantic, found, stuff_area_limit=1))
+    panoptic, segments_info = fuse_panoptic(semantic, found, stuff_area_limit=1)
+    ids = torch.from_numpy(ids_of_panoptic(panoptic.numpy(), segments_info))
     expected = torch.full(SIZE, 11, dtype=torch.int32)  # building
     expected[9] = 0  # void is label id 0
     expected[:4, 10:14] = 26000  # the better of the two cars comes first
@@ -219,10 +221,6 @@ def test_instance_ids():
     assert ids.dtype == torch.int32
     assert torch.equal(ids, expected)
     assert CITYSCAPES.unknown_ids(ids.numpy()) == []
-
-
-def test_instance_ids_of_nothing():
-    assert not panoptic_to_instance_ids(torch.zeros(SIZE, dtype=torch.int32), []).any()
 
 
 # --- agreement with Detectron2 ---
