@@ -4,6 +4,8 @@ DEMO ?= demo_output
 PYTHON ?= python3
 python := $(VENV)/bin/python
 ready := $(VENV)/.d2_cityscapes_ready
+# this checkout, whichever one the environment was last used with
+export PYTHONPATH := $(CURDIR)
 shards := $(DEMO)/datasets/cityscapes_shards
 
 .PHONY: help install demo test test-all lint clean-demo
