@@ -7,6 +7,7 @@ PanopticQuality, ...) still work and one logged line says how to install it.
 
 import importlib
 import logging
+import warnings
 
 from d2_cityscapes.dependencies import MISSING_DETECTRON2, has_detectron2, lazy_exports
 
@@ -21,8 +22,12 @@ __getattr__ = lazy_exports(
     },
 )
 
+_REGISTERING = ("data.register", "modeling.anchors", "modeling.box_head", "modeling.seamless")
+
 if has_detectron2():
-    for _name in ("data.register", "modeling.anchors", "modeling.box_head", "modeling.seamless"):
-        importlib.import_module(f"{__name__}.{_name}")
+    with warnings.catch_warnings():  # fvcore's use of TorchScript concerns no user of ours
+        warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+        for _room in _REGISTERING:
+            importlib.import_module(f"{__name__}.{_room}")
 else:
     logging.getLogger(__name__).warning(MISSING_DETECTRON2)

@@ -12,7 +12,11 @@ from d2_cityscapes.errors import D2CityscapesError
     ("outcome", "code", "line"),
     [
         (None, 0, ""),
-        (D2CityscapesError("x.png: broken; download it again"), 1, "error: x.png: broken; download"),
+        (
+            D2CityscapesError("x.png: broken; download it again"),
+            1,
+            "error: x.png: broken; download",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -67,7 +67,8 @@ def test_commands_exit_with_one_line(repository, tmp_path, command):
     tool, *arguments = command.split()
     path = str(repository / "tools" / tool)
     done = _python(
-        f"import runpy; sys.argv = {[path, *arguments]}; runpy.run_path({path!r}, run_name='__main__')"
+        f"import runpy; sys.argv = {[path, *arguments]}\n"
+        f"runpy.run_path({path!r}, run_name='__main__')"
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: d2_cityscapes needs Detectron2")

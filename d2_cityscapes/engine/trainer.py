@@ -77,6 +77,14 @@ class Trainer(DefaultTrainer):
             logger.info("results written to %s", path)
         return results
 
+    def state_dict(self) -> dict:
+        """With the states of optimizer and gradient scaler, which Detectron2 0.6 leaves out."""
+        return super().state_dict() | {"_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()
         freeze = self.cfg.MODEL.FREEZE

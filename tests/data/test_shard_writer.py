@@ -59,7 +59,7 @@ def test_verify_finds_a_changed_byte_and_a_changed_source(sources, folder, array
 
 def test_too_little_room_is_said_before_anything_is_written(sources, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(ShardError, match="needs .* GB, the disk has"):
+    with pytest.raises(ShardError, match=r"needs .* GB, the disk has"):
         write_shards(sources, tmp_path / "new", split="train")
     assert not (tmp_path / "new").exists()
 

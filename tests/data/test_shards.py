@@ -52,7 +52,6 @@ def test_a_shard_is_a_plain_safetensors_file(folder, sources):
         assert json.loads(f.metadata()["classes"])[0] == "road"
 
 
-
 def test_records_are_the_callers_own(folder):
     reader = ShardReader(folder)
     first = reader[0]
@@ -82,10 +81,6 @@ def test_reader_survives_a_fork(folder):
         os._exit(0 if all(reader[3].image.sum().item() == expected for _ in range(50)) else 1)
     assert all(reader[3].image.sum().item() == expected for _ in range(50))
     assert os.waitpid(child, 0)[1] == 0
-
-
-
-
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def test_the_default_is_detectron2s_sgd_bit_for_bit():
     assert all(map(torch.equal, after_ours, after_stock))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ADAM", torch.optim.Adam), ("ADAMW", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ADAM", torch.optim.Adam), ("ADAMW", torch.optim.AdamW)]
+)
 def test_adam_equals_pytorchs_own(name, kind):
     cfg = _config("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY_NORM", "0.1")
     ours, plain = _model().eval(), _model().eval()

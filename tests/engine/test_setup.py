@@ -30,7 +30,7 @@ def test_stage_configs_say_what_the_recipe_says(repository):
     assert (one.SOLVER.MAX_ITER, two.SOLVER.MAX_ITER, three.SOLVER.MAX_ITER) == (2976, 4464, 128)
     assert two.MODEL.RPN.IOU_THRESHOLDS == three.MODEL.RPN.IOU_THRESHOLDS == [0.220, 0.789]
     assert two.MODEL.ROI_HEADS.IOU_THRESHOLDS == three.MODEL.ROI_HEADS.IOU_THRESHOLDS == [0.415]
-    assert three.SOLVER.BASE_LR == pytest.approx(two.SOLVER.BASE_LR / 10)
+    assert pytest.approx(two.SOLVER.BASE_LR / 10) == three.SOLVER.BASE_LR
     assert three.DATASETS.TRAIN == ("cityscapes_shards_val_select",)
     for cfg in (one, two, three):
         assert cfg.DATASETS.TEST == ("cityscapes_shards_val_report",)
@@ -70,22 +70,28 @@ def test_wrong_files(tmp_path):
     with pytest.raises(ConfigError, match=r"wrong.yaml: unknown config key.*FREEZE.MODULE"):
         load_config(wrong)
     wrong.write_text("MODEL: [")
-    with pytest.raises(ConfigError, match="wrong.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"wrong\.yaml") as caught:
         load_config(wrong)
     assert "\n" not in str(caught.value)
+
+
+def _tested_on(dataset):
+    return load_config("", ["DATASETS.TEST", f"({dataset!r},)"])
 
 
 def test_missing_weights_and_datasets(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"MODEL.WEIGHTS .*x.pth: no such file"):
         check_weights_file(load_config("", ["MODEL.WEIGHTS", str(tmp_path / "x.pth")]))
     check_weights_file(load_config("", ["MODEL.WEIGHTS", "detectron2://a/b.pkl"]))
-    with pytest.raises(ConfigError, match=r"'cityscapes_shards_vall' is not registered; nearest: c"):
-        check_datasets(load_config("", ["DATASETS.TEST", "('cityscapes_shards_vall',)"]), train=False)
-    with pytest.raises(ConfigError, match="DATASETS.TRAIN is empty"):
+    with pytest.raises(
+        ConfigError, match=r"'cityscapes_shards_vall' is not registered; nearest: c"
+    ):
+        check_datasets(_tested_on("cityscapes_shards_vall"), train=False)
+    with pytest.raises(ConfigError, match=r"DATASETS.TRAIN is empty"):
         check_datasets(load_config(), train=True)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(ShardError, match="DETECTRON2_DATASETS"):
-        check_datasets(load_config("", ["DATASETS.TEST", "('cityscapes_shards_val',)"]), train=False)
+        check_datasets(_tested_on("cityscapes_shards_val"), train=False)
 
 
 def test_more_gpus_than_there_are():

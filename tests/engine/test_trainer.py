@@ -92,7 +92,8 @@ def test_the_same_seed_gives_the_same_weights(configure, tmp_path):
     for name in "ab":
         train(configure("demo/stage3.yaml", "OUTPUT_DIR", str(tmp_path / name)))
     a, b = (
-        torch.load(tmp_path / name / "model_final.pth", weights_only=False)["model"] for name in "ab"
+        torch.load(tmp_path / name / "model_final.pth", weights_only=False)["model"]
+        for name in "ab"
     )
     assert all(a[name].equal(b[name]) for name in a)
 
@@ -106,6 +107,21 @@ def test_resume_continues_at_the_next_iteration(configure, tmp_path):
     assert before[-1]["iteration"] == 2 and after[-1]["iteration"] == 3
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "Starting training from iteration 2" in log
+
+
+def test_resume_continues_with_the_optimizer_that_was(configure, tmp_path):
+    """Adam's moments and step counts come back; Detectron2 0.6 itself begins anew."""
+    cfg = configure("demo/stage0.yaml", "SOLVER.CHECKPOINT_PERIOD", "2")
+    train(cfg)
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    before = saved["trainer"]["_trainer"]["optimizer"]["state"]
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    after = trainer.optimizer.state_dict()["state"]
+    assert before and before.keys() == after.keys()
+    for index, state in before.items():
+        assert state["step"] == after[index]["step"] == 3
+        assert state["exp_avg_sq"].equal(after[index]["exp_avg_sq"])
 
 
 def test_semantic_and_panoptic_models_are_scored_by_their_tasks(configure):
@@ -131,5 +147,5 @@ def test_expected_results_are_a_gate(configure, tmp_path):
 
 
 def test_eval_only_needs_weights(configure):
-    with pytest.raises(ConfigError, match="needs MODEL.WEIGHTS"):
+    with pytest.raises(ConfigError, match=r"needs MODEL.WEIGHTS"):
         evaluate(configure("demo/stage1.yaml", eval_only=True))

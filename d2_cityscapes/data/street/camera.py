@@ -1,0 +1,117 @@
+"""Camera and daylight of a made-up street scene.
+
+World coordinates are metres: x to the right, y up from the ground, z forward from the camera.
+Picture coordinates are pixels (x to the right, y down).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from d2_cityscapes.data.street.colors import Color
+
+__all__ = ["NEAR", "Camera", "Light", "convex_hull"]
+
+NEAR = 0.7  # metres: what lies nearer to the camera is cut off
+
+
+def convex_hull(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
+    """Corners of the convex hull of points in the plane, in order around it."""
+    ordered = sorted({(float(p[0]), float(p[1])) for p in points})
+    hull: list[tuple[float, float]] = []
+    for sweep in (ordered, ordered[::-1]):
+        start = len(hull)
+        for p in sweep:
+            while len(hull) >= start + 2:
+                (ax, ay), (bx, by) = hull[-2], hull[-1]
+                if (bx - ax) * (p[1] - ay) - (by - ay) * (p[0] - ax) > 0:
+                    break
+                hull.pop()
+            hull.append(p)
+        hull.pop()
+    return hull
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A level pinhole camera.
+
+    Attributes:
+        height, width: size of the picture, px.
+        focal: focal length, px.
+        center_x, horizon: column and row of the vanishing point, px.
+        elevation: height of the camera above the ground, m.
+    """
+
+    height: int
+    width: int
+    focal: float
+    center_x: float
+    horizon: float
+    elevation: float
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) metres, all of them beyond `NEAR`, -> (N, 2) px."""
+        scale = self.focal / points[:, 2]
+        return np.stack(
+            [
+                self.center_x + points[:, 0] * scale,
+                self.horizon + (self.elevation - points[:, 1]) * scale,
+            ],
+            axis=1,
+        )
+
+    def outline(self, points: Iterable[Sequence[float]]) -> np.ndarray:
+        """Picture (M, 2) of a flat polygon of (N, 3) metres; M = 0 where it lies behind `NEAR`."""
+        corners = np.asarray(list(points), dtype=np.float64)
+        if corners[:, 2].min() >= NEAR:
+            return self.project(corners)
+        kept = []
+        for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if a[2] >= NEAR:
+                kept.append(a)
+            if (a[2] >= NEAR) != (b[2] >= NEAR):
+                kept.append(a + (b - a) * (NEAR - a[2]) / (b[2] - a[2]))
+        return self.project(np.array(kept)) if kept else np.zeros((0, 2))
+
+    def scale(self, z: float) -> float:
+        """Pixels per metre at depth ``z``."""
+        return self.focal / max(z, NEAR)
+
+    @property
+    def nearest_ground(self) -> float:
+        """Depth (m) at which the ground meets the lower edge of the picture."""
+        return self.focal * self.elevation / (self.height - self.horizon)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Daylight.
+
+    Attributes:
+        sun: unit vector towards the sun.
+        strength: 0 (overcast) .. 1 (clear).
+        haze: colour that far things fade to.
+        visibility: depth (m) at which about two thirds of a thing's colour are gone.
+        zenith: colour of the sky straight above.
+    """
+
+    sun: tuple[float, float, float]
+    strength: float
+    haze: Color
+    visibility: float
+    zenith: Color
+
+    def on_face(self, normal: Sequence[float]) -> float:
+        """Brightness (about 0.5..1.15) of a flat face with the given unit normal."""
+        lit = sum(n * s for n, s in zip(normal, self.sun, strict=True))
+        ambient = 0.74 + 0.12 * normal[1] - 0.12 * self.strength
+        return ambient + (0.14 + 0.42 * self.strength) * max(0.0, lit)
+
+    def haze_share(self, z: float) -> float:
+        """Share 0..1 of haze in the colour of something at depth ``z`` (m)."""
+        return 1 - math.exp(-z / self.visibility)

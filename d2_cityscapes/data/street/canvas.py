@@ -1,0 +1,163 @@
+"""Layers of a picture, each one polygon of the truth with its paint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from cityscapesscripts.helpers.labels import name2label
+from PIL import Image, ImageDraw
+
+from d2_cityscapes.data.street.camera import Camera, Light
+from d2_cityscapes.data.street.sprites import Drawing, Polygon, Sprite, rasterize
+from d2_cityscapes.data.street.textures import noise_tile
+from d2_cityscapes.labels import INSTANCE_DIVISOR
+
+__all__ = ["MIN_SHARE", "MIN_VISIBLE", "Canvas", "Paint", "clip_polygon", "draw_ids", "label_id_of"]
+
+MIN_VISIBLE = 12  # px: a thing of which less can be seen is left out
+MIN_SHARE = 0.12  # and so is one of which others hide all but this share
+
+Paint = Callable[[int, int, int, int], np.ndarray]
+"""Colours (h, w, 3) float32 of the box x0, y0, x1, y1 (half-open, px) of the picture."""
+
+
+def label_id_of(label: str) -> tuple[int, bool]:
+    """Label id of an object's label, and whether the object is one instance of its class.
+
+    "cargroup" and the like are regions of several instances, as in Cityscapes' polygon files.
+    """
+    if label in name2label:
+        return name2label[label].id, name2label[label].hasInstances
+    return name2label[label.removesuffix("group")].id, False
+
+
+def draw_ids(objects: list[tuple[str, Polygon]], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint16 instance ids of polygons in drawing order, rasterised as the official tools do.
+
+    ``size`` is (W, H).
+    """
+    image = Image.new("I", size, 0)
+    draw = ImageDraw.Draw(image)
+    counts: dict[int, int] = {}
+    for label, polygon in objects:
+        value, is_instance = label_id_of(label)
+        if is_instance:
+            number = counts.get(value, 0)
+            counts[value] = number + 1
+            value = value * INSTANCE_DIVISOR + number
+        if value >= 0:  # number plates have label id -1
+            draw.polygon(polygon, fill=value)
+    return np.asarray(image).astype(np.uint16)
+
+
+def clip_polygon(points: np.ndarray, size: tuple[int, int]) -> Polygon:
+    """Integer polygon of (N, 2) px cut at the (W, H) frame; empty where nothing is inside."""
+    corners = [(float(x), float(y)) for x, y in points]
+    for axis, limit, sign in ((0, 0, 1), (0, size[0] - 1, -1), (1, 0, 1), (1, size[1] - 1, -1)):
+        cut = []
+        for p, q in zip(corners, corners[1:] + corners[:1], strict=True):
+            p_inside, q_inside = sign * (p[axis] - limit) >= 0, sign * (q[axis] - limit) >= 0
+            if p_inside:
+                cut.append(p)
+            if p_inside != q_inside:
+                t = (limit - p[axis]) / (q[axis] - p[axis])
+                cut.append((p[0] + t * (q[0] - p[0]), p[1] + t * (q[1] - p[1])))
+        corners = cut
+    polygon: Polygon = []
+    for x, y in corners:
+        if not polygon or polygon[-1] != (round(x), round(y)):
+            polygon.append((round(x), round(y)))
+    return polygon if len(polygon) >= 3 else []
+
+
+@dataclass(frozen=True)
+class _Layer:
+    label: str
+    polygon: Polygon
+    paint: Paint | None = None
+    sprite: Sprite | None = None
+
+
+class Canvas:
+    """Collects layers back to front, then paints them.
+
+    Attributes:
+        grain, smooth: square noise textures with and without fine grain.
+    """
+
+    def __init__(self, camera: Camera, light: Light, rng: np.random.Generator) -> None:
+        self.camera, self.light = camera, light
+        self.size = (camera.width, camera.height)
+        self.grain = noise_tile(rng, 200, 80, fine=0.6)
+        self.smooth = noise_tile(rng, 48, 22, 9)
+        self._layers: list[_Layer] = []
+
+    @property
+    def objects(self) -> list[tuple[str, Polygon]]:
+        return [(layer.label, layer.polygon) for layer in self._layers]
+
+    def add_surface(self, label: str, outline: np.ndarray, paint: Paint | None = None) -> None:
+        """A polygon (N, 2) px with its paint; without, the truth alone."""
+        if len(outline) >= 3 and (polygon := clip_polygon(outline, self.size)):
+            self._layers.append(_Layer(label, polygon, paint))
+
+    def add_drawing(self, label: str, drawing: Drawing, z: float) -> None:
+        """An object at depth ``z`` (m)."""
+        sprite = drawing.render(self.size, self.light, z, self.grain)
+        if sprite is not None:
+            self._layers.append(_Layer(label, sprite.polygon, sprite=sprite))
+
+    def drop_hidden(self) -> None:
+        """Leave out things of which next to nothing, and then all of which nothing, can be seen."""
+
+        def required(layer: _Layer) -> float:
+            if layer.sprite is None or not label_id_of(layer.label)[1]:
+                return 0
+            return max(MIN_VISIBLE, MIN_SHARE * float((layer.sprite.cover > 0.4).sum()))
+
+        self._keep_visible(required)
+        self._keep_visible(lambda layer: 1)
+
+    def _keep_visible(self, required: Callable[[_Layer], float]) -> None:
+        """Keep the layers of which at least the required number of pixels can be seen."""
+        image = Image.new("I", self.size, 0)
+        draw = ImageDraw.Draw(image)
+        for index, layer in enumerate(self._layers):
+            if label_id_of(layer.label)[0] >= 0:
+                draw.polygon(layer.polygon, fill=index + 1)
+        visible = np.bincount(np.asarray(image).ravel(), minlength=len(self._layers) + 1)[1:]
+        kept: list[_Layer] = []
+        for index, (layer, count) in enumerate(zip(self._layers, visible.tolist(), strict=True)):
+            if label_id_of(layer.label)[0] < 0:  # a number plate comes and goes with its vehicle
+                keep = bool(kept) and kept[-1] is self._layers[index - 1]
+            else:
+                keep = count >= required(layer)
+            if keep:
+                kept.append(layer)
+        self._layers = kept
+
+    def paint(self) -> np.ndarray:
+        """(H, W, 3) float32 picture of all layers, 0..255."""
+        image = np.zeros((self.size[1], self.size[0], 3), dtype=np.float32)
+        for layer in self._layers:
+            if layer.sprite is not None:
+                sprite = layer.sprite
+                x0, y0, (height, width) = sprite.x, sprite.y, sprite.cover.shape
+            elif layer.paint is not None:
+                xs, ys = zip(*layer.polygon, strict=True)
+                x0, y0 = min(xs), min(ys)
+                width, height = max(xs) + 1 - x0, max(ys) + 1 - y0
+            else:
+                continue
+            inside = rasterize([(x - x0, y - y0) for x, y in layer.polygon], (width, height))
+            region = image[y0 : y0 + height, x0 : x0 + width]
+            if layer.sprite is not None:  # smooth edges: label and colour agree on who has more
+                cover = layer.sprite.cover
+                cover = np.where(inside, np.maximum(cover, 0.45), np.minimum(cover, 0.35))
+                region += cover[..., None] * (layer.sprite.rgb - region)
+            elif layer.paint is not None:
+                rgb = layer.paint(x0, y0, x0 + width, y0 + height)
+                np.copyto(region, rgb, where=inside[..., None])
+        return image

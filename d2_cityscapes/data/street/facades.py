@@ -1,0 +1,148 @@
+"""House fronts: windows, shops, doors, ledges, as colours on an upright plane.
+
+H, W are rows and columns of the painted box. `along` (W,) is the place along the wall of every
+column and `pixel` (W,) the size of a pixel there, `up` (H, W) the height above the ground, all in
+metres.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from d2_cityscapes.data.street.camera import Light
+from d2_cityscapes.data.street.colors import Color, pick, vary
+from d2_cityscapes.data.street.textures import blend, sample_plane, stripe
+
+__all__ = ["FacadeStyle", "facade"]
+
+_WALLS: list[Color] = [
+    (204, 184, 150), (178, 124, 96), (150, 88, 72), (214, 208, 196), (188, 168, 136),
+    (160, 158, 154), (206, 176, 120), (172, 146, 130), (134, 132, 130), (196, 150, 128),
+    (170, 176, 160), (224, 214, 186),
+]  # fmt: skip
+_ROOFS: list[Color] = [(142, 72, 54), (112, 64, 54), (84, 80, 82), (122, 90, 72)]
+_GLASS = np.array((44, 52, 62), dtype=np.float32)
+_SHOP = np.array((112, 105, 88), dtype=np.float32)
+_PANES = 64  # windows differ, and repeat after so many
+
+
+def _color(color: Color) -> np.ndarray:
+    return np.array(color, dtype=np.float32)
+
+
+class FacadeStyle:
+    """The look of one house; lengths in metres, window sizes in shares of a bay and a storey."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.wall = _color(vary(rng, _WALLS, 14))
+        self.roof = _color(pick(rng, _ROOFS))
+        self.storey = rng.uniform(2.9, 3.7)
+        self.bay = rng.uniform(1.9, 3.4)
+        self.ground = rng.uniform(3.4, 4.3)  # height of the ground floor
+        self.window = rng.uniform(0.42, 0.68), rng.uniform(0.5, 0.66)
+        self.shops = rng.random() < 0.45
+        self.courses = rng.random() < 0.3
+        self.ledges = rng.random() < 0.6
+        self.frame = _color((232, 230, 222) if rng.random() < 0.7 else (84, 70, 58))
+        self.sign = rng.uniform(30, 225, 3).astype(np.float32)
+        self.panes = rng.uniform(0, 1, (_PANES, _PANES)).astype(np.float32)
+
+
+def facade(
+    style: FacadeStyle,
+    along: np.ndarray,
+    up: np.ndarray,
+    pixel: np.ndarray,
+    light: Light,
+    tile: np.ndarray,
+) -> np.ndarray:
+    """(H, W, 3) float32 colours of a house front before shading; ``tile`` is a noise texture."""
+    factor = 1 + 0.05 * sample_plane(tile, along, up, 24)
+    factor *= 0.88 + 0.12 * np.clip(up / 2, 0, 1)  # dirt near the ground
+    if style.courses:
+        near = np.clip(1.4 - pixel * 30, 0, 1)
+        factor *= 1 - 0.16 * near * stripe(up % 0.25, 0.0, 0.05, pixel)
+    storey = (up - style.ground) / style.storey
+    upper = np.clip((up - style.ground) / pixel + 0.5, 0, 1)  # share of the pixel above the shops
+    within = storey - np.floor(storey)
+    if style.ledges:
+        size = pixel / style.storey
+        factor *= 1 + 0.13 * upper * stripe(within, 0.0, 0.045, size)
+        factor *= 1 - 0.14 * upper * stripe(within, 0.93, 1.0, size)
+    if not style.shops:
+        factor *= 1 - 0.22 * stripe(up, -1.0, 0.7, pixel)  # plinth
+    colors = factor[..., None] * style.wall
+    bay = along / style.bay
+    column = np.floor(bay)
+    pane = style.panes[
+        np.floor(storey).astype(np.int64) % _PANES, (column.astype(np.int64) % _PANES)[None, :]
+    ]
+    sky = 0.8 * np.array(light.haze, dtype=np.float32)
+    _paint_windows(colors, style, bay - column, within, pixel, pane, sky, upper)
+    lowest = int(np.argmax((upper < 1).any(axis=1))) if (upper < 1).any() else len(upper)
+    rows = slice(lowest, None)  # the ground floor
+    paint = _paint_shops if style.shops else _paint_entrance
+    paint(colors[rows], style, bay, up[rows], pixel, pane[rows], sky, 1 - upper[rows])
+    return colors
+
+
+def _paint_windows(
+    colors: np.ndarray,
+    style: FacadeStyle,
+    s: np.ndarray,
+    t: np.ndarray,
+    pixel: np.ndarray,
+    pane: np.ndarray,
+    sky: np.ndarray,
+    where: np.ndarray,
+) -> None:
+    """Windows of the upper storeys; ``s``, ``t`` are places within the bay and the storey, 0..1."""
+    wide, tall = style.window
+    left, low = (1 - wide) / 2, (1 - tall) / 2
+    ps, pt = pixel / style.bay, pixel / style.storey
+    across = stripe(s, left - 0.05, 1.05 - left, ps)
+    blend(colors, style.frame, where * across * stripe(t, low - 0.03, 1.04 - low, pt))
+    across = stripe(s, left, 1 - left, ps) * (1 - 0.7 * stripe(s, 0.48, 0.52, ps))
+    reflected = np.clip(0.15 + 0.5 * t * pane + 0.25 * (pane > 0.72), 0, 0.85)
+    glass = _GLASS + reflected[..., None] * (sky - _GLASS)
+    blend(colors, glass, where * across * stripe(t, low, 1 - low, pt))
+
+
+def _paint_shops(
+    colors: np.ndarray,
+    style: FacadeStyle,
+    bay: np.ndarray,
+    up: np.ndarray,
+    pixel: np.ndarray,
+    pane: np.ndarray,
+    sky: np.ndarray,
+    where: np.ndarray,
+) -> None:
+    """Shop windows of two bays each below a coloured sign."""
+    across = stripe(bay / 2 % 1, 0.06, 0.94, pixel / style.bay / 2)
+    lit = (0.35 + 0.5 * pane)[..., None] * _SHOP + np.float32(0.06) * sky
+    blend(colors, lit, where * across * stripe(up, 0.5, style.ground - 1.1, pixel))
+    sign = stripe(up, style.ground - 0.95, style.ground - 0.35, pixel)
+    blend(colors, style.sign, 0.9 * sign)
+
+
+def _paint_entrance(
+    colors: np.ndarray,
+    style: FacadeStyle,
+    bay: np.ndarray,
+    up: np.ndarray,
+    pixel: np.ndarray,
+    pane: np.ndarray,
+    sky: np.ndarray,
+    where: np.ndarray,
+) -> None:
+    """Windows and doors of a ground floor where people live."""
+    column = np.floor(bay)
+    s, ps, left = bay - column, pixel / style.bay, (1 - style.window[0]) / 2
+    opening = stripe(s, left, 1 - left, ps) * stripe(up, 1.2, style.ground - 0.9, pixel)
+    blend(colors, 0.9 * style.frame, where * opening)
+    inner = stripe(s, left + 0.05, 0.95 - left, ps) * stripe(up, 1.3, style.ground - 1.0, pixel)
+    blend(colors, _GLASS + 0.3 * pane[..., None] * (sky - _GLASS), where * inner)
+    has_door = style.panes[0, column.astype(np.int64) % _PANES] > 0.8
+    door = stripe(s, 0.25, 0.75, ps) * stripe(up, 0.0, 2.5, pixel)
+    blend(colors, 0.55 * style.sign, where * door * has_door)
