@@ -32,7 +32,9 @@ class CityscapesShardMapper:
       group regions excluded. Boxes are tight around the augmented masks.
     * "sem_seg": (h, w) int64 train ids, 255 where void. Group regions keep their class.
 
-    The other fields of the dataset dict are passed on, but not "annotations".
+    The other fields of the dataset dict are passed on, but not "annotations". INPUT.CROP acts after
+    the resize, as in DeepLab: its size is the network's input, and anchors fitted to resized boxes
+    stay right.
     """
 
     @configurable
@@ -74,7 +76,8 @@ class CityscapesShardMapper:
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         augmentations = detection_utils.build_augmentation(cfg, is_train)
         if is_train and cfg.INPUT.CROP.ENABLED:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+            crop = T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+            augmentations.insert(1, crop)  # between resize and flip
         tasks = model_tasks(cfg)
         return {
             "is_train": is_train,

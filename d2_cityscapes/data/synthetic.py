@@ -94,20 +94,21 @@ def coarse_objects(scene: Scene) -> list[tuple[str, Polygon]]:
     Each lies well inside its object, small and thin objects have none, and what is left between
     them is unlabeled; so a coarse label is never wrong, just often missing.
     """
-    height = len(scene.instance_ids)
-    margin = max(1, height // 100)
+    height, width = scene.instance_ids.shape
+    margin = max(1, height // 80)
     objects: list[tuple[str, Polygon]] = []
     for label, polygon in scene.objects:
         if label == "license plate":
             continue
         objects.append(("unlabeled", polygon))
-        x0, y0 = (max(0, min(p[axis] for p in polygon)) for axis in (0, 1))
-        x1, y1 = (max(p[axis] for p in polygon) + 1 for axis in (0, 1))
-        if min(x1 - x0, y1 - y0) < 6 * margin:
+        xs, ys = zip(*polygon, strict=True)
+        if min(max(xs) - min(xs), max(ys) - min(ys)) < 3 * margin:
             continue
+        x0, y0 = max(0, min(xs) - margin), max(0, min(ys) - margin)
+        x1, y1 = min(width, max(xs) + 1 + margin), min(height, max(ys) + 1 + margin)
         mask = rasterize([(x - x0, y - y0) for x, y in polygon], (x1 - x0, y1 - y0))
-        soft = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(2 * margin))
-        outline = simplify(trace_outline(np.asarray(soft) == 255), 1.5 * margin)
+        soft = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(margin))
+        outline = simplify(trace_outline(np.asarray(soft) == 255), 0.7 * margin)
         if len(outline) >= 3:
             objects.append((label, as_polygon(outline + np.array((x0, y0)))))
     return objects

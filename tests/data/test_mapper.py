@@ -114,3 +114,16 @@ def test_the_config_selects_the_targets(dicts, architecture, mask_on, expected):
     if "instances" in out:
         found |= {"boxes"} | ({"masks"} if out["instances"].has("gt_masks") else set())
     assert found == expected
+
+
+def test_a_configured_crop_is_in_network_pixels(dicts):
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (128,), 256  # twice the size
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [48, 96]
+    cfg.INPUT.RANDOM_FLIP = "none"
+    whole = _mapper([T.Resize((128, 256))])(dicts[0])["instances"].gt_masks.tensor.sum((1, 2))
+    out = CityscapesShardMapper(cfg, True)(dicts[0])
+    assert out["image"].shape == (3, 48, 96)
+    assert out["instances"].image_size == (48, 96)
+    inside = out["instances"].gt_masks.tensor.sum((1, 2))
+    assert len(inside) == 0 or inside.max() <= whole.max()

@@ -95,12 +95,8 @@ class _Ground:
     """
 
     def __init__(self, canvas: Canvas, street: Street, rng: np.random.Generator) -> None:
-        camera, self.street, self.light, self.size = (
-            canvas.camera,
-            street,
-            canvas.light,
-            canvas.size,
-        )
+        camera = canvas.camera
+        self.street, self.light, self.size = street, canvas.light, canvas.size
         self.top = min(camera.height - 1, int(camera.horizon) + 1)
         rows = np.arange(self.top, camera.height, dtype=np.float32)[:, None] + 0.5 - camera.horizon
         columns = np.arange(camera.width, dtype=np.float32)[None, :] + 0.5 - camera.center_x
@@ -129,13 +125,10 @@ class _Ground:
         """Put shadows and haze on a material."""
         colors *= self.lit[..., None]
         colors += self.share * (np.array(self.light.haze, dtype=np.float32) - colors)
-        blank = np.zeros((0, self.size[0], 3), dtype=np.float32)
 
         def paint(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-            if y0 >= self.top:
-                return colors[y0 - self.top : y1 - self.top, x0:x1]
-            above = np.repeat(colors[:1], self.top - y0, axis=0) if len(colors) else blank
-            return np.concatenate([above, colors[: max(0, y1 - self.top)]])[: y1 - y0, x0:x1]
+            rows = np.arange(y0, y1).clip(self.top) - self.top  # outlines are rounded to pixels
+            return colors[rows, x0:x1]
 
         return paint
 
@@ -143,9 +136,8 @@ class _Ground:
         factor = 1 + 0.055 * self.fine + 0.03 * self.rough + 0.05 * self.wide
         for x, z, half_width, half_length, dark in marks.patches:
             inside = stripe(self.x, x - half_width, x + half_width, self.across)
-            factor *= 1 - dark * inside * stripe(
-                self.z, z - half_length, z + half_length, self.along
-            )
+            inside = inside * stripe(self.z, z - half_length, z + half_length, self.along)
+            factor *= 1 - dark * inside
         left, right = self.street.road
         gutter = stripe(self.x, left - 1, left + 0.35, 4 * self.across)
         gutter += stripe(self.x, right - 0.35, right + 1, 4 * self.across)

@@ -96,7 +96,10 @@ def trace_outline(mask: np.ndarray) -> np.ndarray:
 
 
 def _trace_topmost(mask: np.ndarray) -> np.ndarray:
-    """Moore tracing of the part that holds the first pixel in reading order."""
+    """Moore tracing of the part that holds the first pixel in reading order.
+
+    No part lies above or left of that pixel, so it is on an outer rim, never on that of a hole.
+    """
     height, width = mask.shape
     stride = width + 2
     padded = np.zeros((height + 2, stride), dtype=np.uint8)

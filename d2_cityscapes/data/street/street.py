@@ -146,7 +146,7 @@ def sample_street(height: int, width: int, rng: np.random.Generator) -> Street:
         focal=2.2 * height,
         center_x=width * rng.uniform(0.38, 0.62),
         horizon=height * rng.uniform(0.4, 0.46),
-        elevation=rng.uniform(1.3, 1.75),
+        elevation=rng.uniform(1.6, 2.2),
     )
     light = _sample_light(rng)
     own = rng.uniform(-0.4, 0.4)
@@ -162,7 +162,7 @@ def sample_street(height: int, width: int, rng: np.random.Generator) -> Street:
         outer = inner + outward * rng.uniform(2.2, 4.8)
         plots = _sample_plots(outer + outward * rng.uniform(0.2, 1.2), crossing, rng)
         sides.append(Side(outward, kerb, (inner, outer), parking, rng.random() < 0.6, plots))
-    rails = own - LANE if rng.random() < 0.3 else None  # the tram runs in the lane left of ours
+    rails = own - LANE if rng.random() < 0.42 else None  # the tram runs in the lane left of ours
     busy = float(rng.choice([0.5, 1.0, 1.7], p=[0.3, 0.45, 0.25]))
     return Street(camera, light, lanes, (sides[0], sides[1]), crossing, rails, busy)
 

@@ -111,7 +111,7 @@ def _add_large_vehicles(street: Street, put: _Placer, rng: np.random.Generator) 
     if street.rails is not None:
         put.vehicle("train", street.rails, put.depth(26, 130), pick(rng, (0.0, math.pi)))
     lanes = [lane for lane in street.lanes if lane[0] != street.rails]
-    for label, chance in (("truck", 0.4), ("bus", 0.38), ("caravan", 0.02), ("trailer", 0.03)):
+    for label, chance in (("truck", 0.5), ("bus", 0.48), ("caravan", 0.02), ("trailer", 0.03)):
         for _ in range(4 if rng.random() < chance else 0):
             if street.crossing and rng.random() < 0.3:
                 x, yaw = rng.uniform(-9, 9), coin(rng) * math.pi / 2
@@ -123,7 +123,7 @@ def _add_large_vehicles(street: Street, put: _Placer, rng: np.random.Generator) 
 
 
 def _add_two_wheelers(street: Street, put: _Placer, rng: np.random.Generator) -> None:
-    for kind, chance, most in (("bicycle", 0.45, 2), ("motorcycle", 0.3, 1)):
+    for kind, chance, most in (("bicycle", 0.55, 2), ("motorcycle", 0.4, 2)):
         for _ in range(int(rng.integers(1, most + 1)) if rng.random() < chance else 0):
             if street.crossing and rng.random() < 0.3:
                 x, z = rng.uniform(-8, 8), rng.uniform(*street.crossing)
@@ -134,7 +134,7 @@ def _add_two_wheelers(street: Street, put: _Placer, rng: np.random.Generator) ->
                 z = put.depth(9, 80)
                 yaw = (0.0 if side.outward > 0 else math.pi) + rng.uniform(-0.9, 0.9)
             put.two_wheeler(kind, x, z, yaw, ridden=True)
-    for kind, chance in (("bicycle", 0.4), ("motorcycle", 0.28)):  # parked
+    for kind, chance in (("bicycle", 0.45), ("motorcycle", 0.35)):  # parked
         if rng.random() < chance:
             side, z = pick(rng, street.sides), put.depth(9, 55)
             x = side.kerb + side.outward * rng.uniform(0.6, 1.4)
@@ -149,7 +149,7 @@ def _add_cars(street: Street, put: _Placer, rng: np.random.Generator) -> None:
         while z < _FAR:
             if lane != street.rails or rng.random() < 0.3:
                 put.vehicle("car", lane + rng.normal(0, 0.2), z, yaw + rng.normal(0, 0.04))
-            z += rng.exponential(20) + 7
+            z += rng.exponential(16) + 7
     for side in street.sides:
         x, z = side.kerb - side.outward * 1.15, rng.uniform(5, 20)
         while side.parking and z < 140:
@@ -162,16 +162,16 @@ def _add_cars(street: Street, put: _Placer, rng: np.random.Generator) -> None:
             z = rng.uniform(street.crossing[0] + 1.2, street.crossing[1] - 1.2)
             yaw = coin(rng) * math.pi / 2 + rng.normal(0, 0.25)
             put.vehicle("car", rng.uniform(-14, 14), z, yaw)
-    if rng.random() < 0.6:  # another cross street, far away
+    if rng.random() < 0.75:  # another cross street, far away
         z = rng.uniform(60, 120)
-        for _ in range(int(rng.integers(1, 5))):
+        for _ in range(int(rng.integers(2, 7))):
             put.vehicle("car", rng.uniform(-25, 25), z, coin(rng) * math.pi / 2)
 
 
 def _add_pedestrians(street: Street, put: _Placer, rng: np.random.Generator) -> None:
-    for _ in range(int(rng.poisson(16 * street.busy))):
+    for _ in range(int(rng.poisson(24 * street.busy))):
         side = pick(rng, street.sides)
-        x, z = rng.uniform(min(side.walk), max(side.walk)), put.depth(8.5, 190)
+        x, z = rng.uniform(min(side.walk), max(side.walk)), put.depth(9, 190)
         yaw = pick(rng, (0.0, math.pi)) + rng.normal(0, 0.5)
         if put.walker(x, z, yaw) and rng.random() < 0.3:
             put.walker(x + coin(rng) * rng.uniform(0.45, 0.7), z + rng.uniform(-0.4, 0.4), yaw)

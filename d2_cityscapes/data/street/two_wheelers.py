@@ -22,6 +22,7 @@ from d2_cityscapes.data.street.sprites import Drawing
 
 __all__ = ["bicycle", "motorcycle", "rider"]
 
+_JACKETS: list[Color] = [(240, 214, 50), (250, 132, 36), (196, 226, 60), (244, 92, 48)]
 _TYRE: Color = (24, 24, 26)
 _METAL: Color = (150, 152, 156)
 _LEATHER: Color = (30, 27, 26)
@@ -36,7 +37,7 @@ def _wheel(fig: Figure, hub: Point, radius: float, tyre: float, *, spokes: bool)
     inner = radius - tyre
     if inner * narrow > tyre / 2:
         if spokes:
-            fig.oval(hub, inner * narrow, inner, (118, 120, 122), alpha=120)
+            fig.oval(hub, inner * narrow, inner, (150, 152, 154), alpha=170)
             for turn in range(4):
                 a, b = inner * math.cos(turn * 0.785 + 0.3), inner * math.sin(turn * 0.785 + 0.3)
                 ends = [(hub[0] + s * a, hub[1], hub[2] + s * b) for s in (-1, 1)]
@@ -122,7 +123,7 @@ def rider(
     camera: Camera, light: Light, place: Place, rng: np.random.Generator, *, on: str
 ) -> Drawing:
     """Someone on a "bicycle" or "motorcycle" that stands at the same place."""
-    top, trousers = vary(rng, CLOTHES), vary(rng, TROUSERS)
+    top, trousers = vary(rng, _JACKETS), vary(rng, TROUSERS)
     drawing = Drawing(top, relief=0.6, grain=0.05)
     fig = Figure(drawing, camera, light, place)
     far = 1 if fig.along > 0 else -1
@@ -174,5 +175,5 @@ def rider(
     fig.stroke([(hip[0], -0.06, hip[1] - 0.02), (hip[0], 0.06, hip[1] - 0.02)], 0.24, trousers)
     leg(-far)
     arm(-far)
-    paint_head(fig, rng, (neck[0], 0.0, neck[1]), helmet=motor or rng.random() < 0.5)
+    paint_head(fig, rng, (neck[0], 0.0, neck[1]), helmet=motor or rng.random() < 0.7)
     return drawing
