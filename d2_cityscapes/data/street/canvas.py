@@ -16,8 +16,8 @@ from d2_cityscapes.labels import INSTANCE_DIVISOR
 
 __all__ = ["MIN_SHARE", "MIN_VISIBLE", "Canvas", "Paint", "clip_polygon", "draw_ids", "label_id_of"]
 
-MIN_VISIBLE = 30  # px: a thing of which less can be seen is left out
-MIN_SHARE = 0.2  # and so is one of which others hide all but this share
+MIN_VISIBLE = 80  # px: a thing of which less can be seen is left out
+MIN_SHARE = 0.25  # and so is one of which others hide all but this share
 
 Paint = Callable[[int, int, int, int], np.ndarray]
 """Colours (h, w, 3) float32 of the box x0, y0, x1, y1 (half-open, px) of the picture."""

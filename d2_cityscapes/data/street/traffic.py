@@ -149,11 +149,11 @@ def _add_cars(street: Street, put: _Placer, rng: np.random.Generator) -> None:
         while z < _FAR:
             if lane != street.rails or rng.random() < 0.3:
                 put.vehicle("car", lane + rng.normal(0, 0.2), z, yaw + rng.normal(0, 0.04))
-            z += rng.exponential(16) + 7
+            z += rng.exponential(24) + 9
     for side in street.sides:
         x, z = side.kerb - side.outward * 1.15, rng.uniform(5, 20)
         while side.parking and z < 140:
-            if rng.random() < 0.5 and not street.in_crossing(z, 4):
+            if rng.random() < 0.3 and not street.in_crossing(z, 4):
                 heading = 0.0 if (side.outward > 0) != (rng.random() < 0.15) else math.pi
                 put.vehicle("car", x + rng.normal(0, 0.1), z, heading + rng.normal(0, 0.05))
             z += rng.uniform(5.4, 7.4)
@@ -169,7 +169,7 @@ def _add_cars(street: Street, put: _Placer, rng: np.random.Generator) -> None:
 
 
 def _add_pedestrians(street: Street, put: _Placer, rng: np.random.Generator) -> None:
-    for _ in range(int(rng.poisson(24 * street.busy))):
+    for _ in range(int(rng.poisson(17 * street.busy))):
         side = pick(rng, street.sides)
         x, z = rng.uniform(min(side.walk), max(side.walk)), put.depth(9, 190)
         yaw = pick(rng, (0.0, math.pi)) + rng.normal(0, 0.5)
