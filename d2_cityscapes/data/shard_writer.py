@@ -22,13 +22,8 @@ import zstandard
 from tqdm import tqdm
 
 from d2_cityscapes.data.instances import InstanceTable, find_instances
-from d2_cityscapes.data.shards import (
-    FORMAT_VERSION,
-    INDEX_NAME,
-    ShardError,
-    ShardReader,
-    read_index,
-)
+from d2_cityscapes.data.shard_file import FORMAT_VERSION, ShardError
+from d2_cityscapes.data.shards import INDEX_NAME, ShardReader, read_index
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 

@@ -129,11 +129,12 @@ def run_stages(plan: Sequence[Stage]) -> None:
     wants them.
 
     Raises:
-        StageError: a stage failed; its own output says why.
+        StageError: a stage failed, or its results are not what TEST.EXPECTED_RESULTS asks for.
     """
     for stage in plan:
         if stage.is_done:
             print(f"stage {stage.number}: already done, in {stage.output_dir}", flush=True)
+            _check_expected_results(stage)
             continue
         source = stage.cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE
         if source and source in stage.opts and not Path(source).is_file():
@@ -143,6 +144,8 @@ def run_stages(plan: Sequence[Stage]) -> None:
         process = context.Process(target=_train_in_process, args=(stage.config_file, stage.opts))
         process.start()
         process.join()
+        if stage.is_done:
+            _check_expected_results(stage)
         if process.exitcode != 0 or not stage.is_done:
             raise StageError(
                 f"stage {stage.number} failed with exit code {process.exitcode}, see "
@@ -153,6 +156,17 @@ def run_stages(plan: Sequence[Stage]) -> None:
 def summary(plan: Sequence[Stage]) -> list[str]:
     """One line a stage: its main numbers with protocol, dataset and image count."""
     return [f"stage {stage.number}: {_headline(read_results(stage.results)[0])}" for stage in plan]
+
+
+def _check_expected_results(stage: Stage) -> None:
+    values = {(row.task, row.metric): row.value for row in read_results(stage.results)[0]}
+    for task, metric, expected, tolerance in stage.cfg.TEST.EXPECTED_RESULTS:
+        value = values.get((task, metric))
+        if value is None or abs(value - expected) > tolerance:
+            raise StageError(
+                f"stage {stage.number}: {task} {metric} is {value}, TEST.EXPECTED_RESULTS asks for "
+                f"{expected} +- {tolerance}; delete {stage.output_dir} to train it again"
+            )
 
 
 def _headline(rows: Sequence[ResultRow]) -> str:

@@ -73,3 +73,11 @@ def test_a_failing_stage_is_named(repository, tmp_path, tiny_opts):
     plan = _plan(repository, tmp_path, [*tiny_opts, "SOLVER.OPTIMIZER", "LION"], stages=[0])
     with pytest.raises(StageError, match="stage 0 failed with exit code 1"):
         run_stages(plan)
+
+
+def test_missed_expectations_stay_an_error_when_rerun(repository, tmp_path, tiny_opts):
+    opts = [*tiny_opts, "SOLVER.MAX_ITER", "1", "TEST.NUM_PICTURES", "0"]
+    opts[opts.index("TEST.EXPECTED_RESULTS") + 1] = '[["sem_seg", "mIoU", 99.0, 0.5]]'
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"stage 0: sem_seg mIoU is .*asks for 99.0 \+- 0.5"):
+            run_stages(_plan(repository, tmp_path, opts, stages=[0]))
