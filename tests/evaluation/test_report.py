@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.curves import draw_loss_curves, read_losses
-from d2_cityscapes.evaluation.report import find_runs, write_report
+from d2_cityscapes.evaluation.report import write_report
 from d2_cityscapes.evaluation.results import make_rows, write_results
-
-
-def write_run(folder: Path, ap: float = 40.0, iterations: int = 50) -> Path:
-    """An output folder of one training."""
-    (folder / "pictures" / "val_report").mkdir(parents=True)
-    lines = [
-        {
-            "iteration": i,
-            "total_loss": 9 / (i + 1),
-            "loss_cls": 6 / (i + 1),
-            "loss_mask": 3 / (i + 1),
-        }
-        for i in range(0, iterations, 10)
-    ]
-    lines.append({"iteration": iterations, "segm/AP": ap})
-    text = "\n".join(map(json.dumps, lines))
-    (folder / "metrics.json").write_text(text + '\n{"iteration": 51, "total_l')
-    (folder / "config.yaml").write_text("MODEL: {}\n")
-    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(
-        folder / "pictures" / "val_report" / "town_<1>.png"
-    )
-    rows = make_rows(
-        "segm", {"AP": (ap, 8), "AP-car": (ap, 1), "AP-bus": (None, 0)},
-        protocol="COCO", dataset="val_report", images=9,
-    )  # fmt: skip
-    rows += make_rows(
-        "segm", {"AP": (ap / 2, 8)}, protocol="Cityscapes", dataset="val_report", images=9
-    )
-    write_results(folder / "results.json", rows, seconds=3, command=["train_net.py", "<x>"])
-    return folder
-
-
-@pytest.fixture
-def stages(tmp_path: Path) -> Path:
-    for number in range(3):
-        write_run(tmp_path / "all" / f"stage{number}", ap=30.0 + number)
-    (tmp_path / "all" / "anchors.json").write_text("{}")
-    return tmp_path / "all"
 
 
 class Page(HTMLParser):
@@ -82,31 +41,6 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_losses_skip_evaluations_and_cut_lines(tmp_path: Path) -> None:
-    losses = read_losses(write_run(tmp_path / "run") / "metrics.json")
-    assert list(losses) == ["total_loss", "loss_cls", "loss_mask"]
-    assert losses["total_loss"] == {i: 9 / (i + 1) for i in range(0, 50, 10)}
-
-
-def test_losses_of_a_resumed_run_count_once(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.json"
-    lines = [{"iteration": i, "total_loss": v} for i, v in ((0, 3.0), (20, 2.0), (20, 1.0))]
-    path.write_text("\n".join(map(json.dumps, lines)))
-    assert read_losses(path) == {"total_loss": {0: 3.0, 20: 1.0}}
-
-
-def test_loss_curves_of_stages(stages: Path, tmp_path: Path) -> None:
-    runs = {run.name: run.metrics for run in find_runs(stages)}
-    assert list(runs) == ["stage0", "stage1", "stage2"]
-    assert draw_loss_curves(runs, tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size[0] > 1000
-        assert np.asarray(picture.convert("L")).std() > 10
-    (tmp_path / "empty.json").write_text("")
-    assert not draw_loss_curves({"a": tmp_path / "empty.json"}, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-
-
 def test_report_of_stages(stages: Path) -> None:
     path = write_report(stages)
     assert path == stages / "report.html"
@@ -130,7 +64,7 @@ def test_report_prefers_the_final_results(stages: Path) -> None:
     assert ">final<" in text
 
 
-def test_report_of_one_run(tmp_path: Path) -> None:
+def test_report_of_one_run(write_run: Callable, tmp_path: Path) -> None:
     output = tmp_path / "page.html"
     assert write_report(write_run(tmp_path / "run"), output) == output
     assert "40.00" in output.read_text()
@@ -149,7 +83,7 @@ def test_neither_run_nor_stages(tmp_path: Path) -> None:
         write_report(tmp_path / "nothing")
 
 
-def test_picture_that_is_none(tmp_path: Path) -> None:
+def test_picture_that_is_none(write_run: Callable, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "pictures" / "val_report" / "broken.png").write_text("no picture")
     with pytest.raises(D2CityscapesError, match=r"broken\.png: not a readable picture"):
@@ -157,6 +91,7 @@ def test_picture_that_is_none(tmp_path: Path) -> None:
 
 
 def test_command(
+    write_run: Callable,
     tmp_path: Path,
     repository: Path,
     monkeypatch: pytest.MonkeyPatch,
