@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from d2_cityscapes.data.street.camera import NEAR, Camera, Light, convex_hull
-from d2_cityscapes.data.street.canvas import MIN_VISIBLE, Canvas, clip_polygon, draw_ids
+from d2_cityscapes.data.street.canvas import Canvas, clip_polygon, draw_ids, min_visible
 from d2_cityscapes.data.street.furniture import FURNITURE
 from d2_cityscapes.data.street.people import person
 from d2_cityscapes.data.street.solids import Solid, box, paint_model
@@ -284,7 +284,7 @@ def test_hidden_things_are_left_out() -> None:
     canvas.drop_hidden()
     assert [label for label, _ in canvas.objects] == ["sky", "truck", "traffic sign", "bus"]
     ids = draw_ids(canvas.objects, FRAME)
-    assert (ids == 28000).sum() >= MIN_VISIBLE
+    assert (ids == 28000).sum() >= min_visible(FRAME)
     image = canvas.paint()
     assert (image[ids == 23] > 150).mean() > 0.99
     assert image[30, 30, 2] < 150 < image[30, 30, 0]

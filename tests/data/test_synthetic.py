@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2_cityscapes.data.instances import find_instances
-from d2_cityscapes.data.street.canvas import MIN_VISIBLE
+from d2_cityscapes.data.street.canvas import min_visible
 from d2_cityscapes.data.synthetic import (
     Scene,
     SyntheticError,
@@ -233,7 +233,7 @@ def test_scenes_of_any_size_are_valid(height: int, width: int, seed: int) -> Non
     for instance in instances.tolist():
         assert instance % 1000 < counts[names[instance // 1000]]
     table = find_instances(scene.instance_ids, CITYSCAPES)
-    assert (table.areas[~table.crowd] >= MIN_VISIBLE).all()
+    assert (table.areas[~table.crowd] >= min_visible((width, height))).all()
     for _, polygon in scene.objects:
         assert len(polygon) >= 3
         x, y = np.array(polygon).T

@@ -14,10 +14,18 @@ from d2_cityscapes.data.street.sprites import Drawing, Polygon, Sprite, rasteriz
 from d2_cityscapes.data.street.textures import noise_tile
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 
-__all__ = ["MIN_SHARE", "MIN_VISIBLE", "Canvas", "Paint", "clip_polygon", "draw_ids", "label_id_of"]
+__all__ = ["MIN_SHARE", "Canvas", "Paint", "clip_polygon", "draw_ids", "label_id_of", "min_visible"]
 
-MIN_VISIBLE = 80  # px: a thing of which less can be seen is left out
-MIN_SHARE = 0.25  # and so is one of which others hide all but this share
+MIN_SHARE = 0.25  # a thing of which others hide all but this share is left out
+
+
+def min_visible(size: tuple[int, int]) -> float:
+    """Pixels of a (W, H) picture below which a visible thing is left out.
+
+    80 from 256 x 512 on, where nobody could tell what it is; fewer, but 12, in smaller pictures.
+    """
+    return float(np.clip(80 * size[0] * size[1] / (256 * 512), 12, 80))
+
 
 Paint = Callable[[int, int, int, int], np.ndarray]
 """Colours (h, w, 3) float32 of the box x0, y0, x1, y1 (half-open, px) of the picture."""
@@ -115,7 +123,7 @@ class Canvas:
         def required(layer: _Layer) -> float:
             if layer.sprite is None or not label_id_of(layer.label)[1]:
                 return 0
-            return max(MIN_VISIBLE, MIN_SHARE * float((layer.sprite.cover > 0.4).sum()))
+            return max(min_visible(self.size), MIN_SHARE * float((layer.sprite.cover > 0.4).sum()))
 
         self._keep_visible(required)
         self._keep_visible(lambda layer: 1)
