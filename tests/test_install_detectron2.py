@@ -210,8 +210,8 @@ class FakePip:
         self.answers = list(answers)
         self.commands: list[str] = []
 
-    def __call__(self, arguments, pip=("-m", "pip"), build_tools=None) -> tuple[int, str]:
-        command = " ".join([*pip, *arguments])
+    def __call__(self, arguments, build_tools=None) -> tuple[int, str]:
+        command = " ".join(["-m pip", *arguments])
         self.commands.append(command)
         folder = Path(arguments[arguments.index("--dest") + 1]) if "--dest" in arguments else None
         text = (folder / "requirement.txt").read_text() if folder else ""
