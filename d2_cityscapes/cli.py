@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, MissingDetectron2Error
 
 __all__ = ["HelpFormatter", "run"]
 
@@ -23,6 +23,8 @@ def run(main: Callable[[], int | None]) -> None:
     """
     try:
         code = main() or 0
+    except MissingDetectron2Error:
+        code = 1  # importing the package has just logged the same line
     except D2CityscapesError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
