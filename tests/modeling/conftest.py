@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances
 
