@@ -126,6 +126,11 @@ class LabelTable:
         return lookup
 
     @cached_property
+    def is_thing_id(self) -> np.ndarray:
+        """bool (M,): whether an instance id 0..M-1 is an instance or a group of a thing class."""
+        return self.thing_id_of_train[self.train_id_of] >= 0
+
+    @cached_property
     def train_id_of_thing(self) -> np.ndarray:
         """int64 (T,): train id of every thing id."""
         return np.array([c.train_id for c in self.things], dtype=np.int64)

@@ -7,12 +7,13 @@ one-pixel object is 1 wide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
+from d2_cityscapes.labels import INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
 
-__all__ = ["InstanceTable", "find_instances", "instance_masks"]
+__all__ = ["InstanceTable", "find_instances", "panoptic_segments"]
 
 
 @dataclass(frozen=True)
@@ -52,34 +53,69 @@ def find_instances(instance_ids: np.ndarray, table: LabelTable) -> InstanceTable
         instance_ids: (H, W) integers in the encoding of `d2_cityscapes.labels`.
         table: classes of the dataset.
     """
-    height, width = instance_ids.shape
+    return _find(instance_ids, table, table.is_thing_id)
+
+
+def panoptic_segments(
+    instance_ids: np.ndarray, table: LabelTable
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The map in Detectron2's panoptic format.
+
+    Returns:
+        (H, W) int32 segment ids from 1 on, 0 where void, and for each segment a dict of "id",
+        "category_id" (train id), "isthing", "iscrowd" (group regions) and "area" (pixels). A stuff
+        class is one segment.
+    """
+    found = _find(instance_ids, table, table.train_id_of != VOID_TRAIN_ID)
+    isthing = table.thing_id_of_train[found.classes] >= 0
+    lookup = np.zeros(len(table.train_id_of), dtype=np.int32)
+    lookup[found.ids] = np.arange(1, len(found) + 1)
+    columns = (found.classes, isthing, isthing & found.crowd, found.areas)
+    segments_info = [
+        {
+            "id": i + 1,
+            "category_id": category,
+            "isthing": thing,
+            "iscrowd": int(crowd),
+            "area": area,
+        }
+        for i, (category, thing, crowd, area) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        )
+    ]
+    return lookup[instance_ids], segments_info
+
+
+def _find(instance_ids: np.ndarray, table: LabelTable, wanted: np.ndarray) -> InstanceTable:
+    """The segments whose ids are `wanted`, an (M,) bool lookup.
+
+    Works on runs, stretches of one id within a row, of which a map of two million pixels has some
+    ten thousand.
+    """
+    width = instance_ids.shape[1]
     flat = instance_ids.reshape(-1)
-    begins = np.empty(flat.size, dtype=bool)  # a run is a stretch of one id within one row
+    begins = np.empty(flat.size, dtype=bool)
     np.not_equal(flat[1:], flat[:-1], out=begins[1:])
     begins[::width] = True
     starts = np.flatnonzero(begins)
     lengths = np.diff(starts, append=flat.size)
+    kept = wanted[flat[starts]]
+    starts, lengths = starts[kept], lengths[kept]
+
     values, segments = np.unique(flat[starts], return_inverse=True)
-    rows, left = np.divmod(starts, width)
-
+    order = np.argsort(
+        segments, kind="stable"
+    )  # the runs of a segment together, from top to bottom
+    firsts = np.searchsorted(segments[order], np.arange(len(values)))
+    rows, left = np.divmod(starts[order], width)
+    lengths = lengths[order]
     boxes = np.empty((len(values), 4), dtype=np.int32)
-    boxes[:, :2], boxes[:, 2:] = (width, height), 0
-    np.minimum.at(boxes[:, 0], segments, left)
-    np.minimum.at(boxes[:, 1], segments, rows)
-    np.maximum.at(boxes[:, 2], segments, left + lengths)
-    np.maximum.at(boxes[:, 3], segments, rows + 1)
-    areas = np.bincount(segments, weights=lengths).astype(np.int64)  # exact below 2**53
-
-    values = values.astype(np.int64)
-    classes = table.train_id_of[values]
-    keep = table.thing_id_of_train[classes] >= 0
-    every = InstanceTable(values.astype(np.int32), classes, boxes, areas, values < INSTANCE_DIVISOR)
-    return every.select(keep)
-
-
-def instance_masks(instance_ids: np.ndarray, table: InstanceTable) -> np.ndarray:
-    """(N, H, W) bool masks of the segments that `find_instances` listed in an (H, W) map."""
-    masks = np.zeros((len(table), *instance_ids.shape), dtype=bool)
-    for mask, segment, (x0, y0, x1, y1) in zip(masks, table.ids, table.boxes, strict=True):
-        mask[y0:y1, x0:x1] = instance_ids[y0:y1, x0:x1] == segment
-    return masks
+    areas = np.empty(len(values), dtype=np.int64)
+    if len(values):  # reduceat takes no empty list
+        boxes[:, 0] = np.minimum.reduceat(left, firsts)
+        boxes[:, 1] = rows[firsts]
+        boxes[:, 2] = np.maximum.reduceat(left + lengths, firsts)
+        boxes[:, 3] = rows[np.append(firsts[1:], len(rows)) - 1] + 1
+        areas[:] = np.add.reduceat(lengths, firsts)
+    ids = values.astype(np.int32)
+    return InstanceTable(ids, table.train_id_of[ids], boxes, areas, ids < INSTANCE_DIVISOR)

@@ -10,13 +10,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, Instances
-from PIL import Image
+from detectron2.structures import Boxes, Instances
 
 from d2_cityscapes.config import model_tasks
-from d2_cityscapes.data.instances import find_instances, instance_masks
+from d2_cityscapes.data.augmentation import ImageAndIds, check_resize_backend
+from d2_cityscapes.data.instances import find_instances, panoptic_segments
 from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.structures import IdMapMasks
 
 __all__ = ["CityscapesShardMapper"]
 
@@ -29,8 +30,11 @@ class CityscapesShardMapper:
     The result has "image", (3, h, w) uint8 in the configured channel order, and in training
 
     * "instances": boxes, thing ids and masks of the instances that are left after augmentation,
-      group regions excluded. Boxes are tight around the augmented masks.
+      group regions excluded. Boxes are tight around the augmented masks, which stay in the id map
+      (`IdMapMasks`).
     * "sem_seg": (h, w) int64 train ids, 255 where void. Group regions keep their class.
+    * "panoptic_seg": (h, w) int32 segment ids, 0 where void, and their info dicts, in Detectron2's
+      panoptic format with train ids as categories. Group regions have iscrowd 1.
 
     The other fields of the dataset dict are passed on, but not "annotations". INPUT.CROP acts after
     the resize, as in DeepLab: its size is the network's input, and anchors fitted to resized boxes
@@ -47,7 +51,9 @@ class CityscapesShardMapper:
         instances: bool = True,
         masks: bool = True,
         sem_seg: bool = False,
+        panoptic: bool = False,
         min_instance_area: int = 0,
+        resize_backend: str = "torch",
         table: LabelTable = CITYSCAPES,
     ) -> None:
         """
@@ -59,7 +65,9 @@ class CityscapesShardMapper:
             instances: build "instances".
             masks: with gt_masks.
             sem_seg: build "sem_seg".
+            panoptic: build "panoptic_seg".
             min_instance_area: drop instances of fewer pixels than this after augmentation.
+            resize_backend: "torch" or "pil", see `d2_cityscapes.data.augmentation.resize_image`.
             table: the classes.
         """
         self.is_train = is_train
@@ -68,7 +76,9 @@ class CityscapesShardMapper:
         self.instances = instances
         self.masks = masks
         self.sem_seg = sem_seg
+        self.panoptic = panoptic
         self.min_instance_area = min_instance_area
+        self.resize_backend = check_resize_backend(resize_backend)
         self.table = table
         logger.info("augmentations in %s: %s", "training" if is_train else "test", augmentations)
 
@@ -87,25 +97,33 @@ class CityscapesShardMapper:
             "masks": "segm" in tasks,
             "sem_seg": "sem_seg" in tasks,
             "min_instance_area": cfg.INPUT.MIN_INSTANCE_AREA,
+            "resize_backend": cfg.INPUT.RESIZE_BACKEND,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
         output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        reader, index = open_shard(dataset_dict["shard"]), dataset_dict["index"]
-        image = reader.image(index).permute(1, 2, 0).numpy()
+        reader, index = open_shard(dataset_dict["shard"], self.table), dataset_dict["index"]
+        pixels = reader.image(index)
         if self.image_format == "BGR":
-            image = image[:, :, ::-1]
-        augmented = T.AugInput(np.ascontiguousarray(image))
-        transforms = self.augmentations(augmented)
-        image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
-        output["image"] = torch.from_numpy(image)
-        if self.is_train:
-            ids = _transform_ids(transforms, reader.instance_ids(index).numpy())
-            if self.instances:
-                output["instances"] = self._instances(ids)
-            if self.sem_seg:
-                output["sem_seg"] = torch.from_numpy(self.table.train_id_of[ids].astype(np.int64))
+            pixels = pixels.flip(0)
+        ids = reader.id_map(index) if self.is_train else None
+        augmented = ImageAndIds(pixels, ids, self.table, resize_backend=self.resize_backend)
+        self.augmentations(augmented)
+        output["image"] = augmented.pixels
+        if augmented.ids is not None:
+            output |= self._targets(np.ascontiguousarray(augmented.ids))
         return output
+
+    def _targets(self, ids: np.ndarray) -> dict:
+        targets: dict = {}
+        if self.instances:
+            targets["instances"] = self._instances(ids)
+        if self.sem_seg:
+            targets["sem_seg"] = torch.from_numpy(self.table.train_id_of[ids].astype(np.int64))
+        if self.panoptic:
+            panoptic, segments_info = panoptic_segments(ids, self.table)
+            targets["panoptic_seg"] = torch.from_numpy(panoptic), segments_info
+        return targets
 
     def _instances(self, ids: np.ndarray) -> Instances:
         found = find_instances(ids, self.table)
@@ -114,21 +132,13 @@ class CityscapesShardMapper:
         target.gt_boxes = Boxes(torch.from_numpy(found.boxes.astype(np.float32)))
         target.gt_classes = torch.from_numpy(self.table.thing_id_of_train[found.classes])
         if self.masks:
-            target.gt_masks = BitMasks(torch.from_numpy(instance_masks(ids, found)))
+            target.gt_masks = IdMapMasks(_as_tensor(ids), _as_tensor(found.ids.astype(np.uint16)))
         return target
 
 
-def _transform_ids(transforms: T.TransformList, ids: np.ndarray) -> np.ndarray:
-    """Apply the geometric transforms of an image to its (H, W) int32 id map.
+def _as_tensor(ids: np.ndarray) -> torch.Tensor:
+    """uint16 ids as int16 with the same bits: few operations of torch take uint16.
 
-    A resize takes the nearest pixel by the same sampling grid as Pillow's resize of the image;
-    Detectron2's own way for wide integers, torch's "nearest", is off by up to half a pixel.
+    Ids above 32767 turn negative, in map and list alike; masks only ask which are equal.
     """
-    for transform in transforms.transforms:
-        if isinstance(transform, T.ResizeTransform):
-            size = (transform.new_w, transform.new_h)
-            resized = Image.fromarray(ids).resize(size, Image.Resampling.NEAREST)
-            ids = np.asarray(resized)
-        else:
-            ids = transform.apply_segmentation(ids)
-    return np.ascontiguousarray(ids)
+    return torch.from_numpy(ids.view(np.int16))

@@ -14,14 +14,20 @@ from d2_cityscapes.labels import CITYSCAPES, VOID_TRAIN_ID, LabelTable
 
 __all__ = ["BUILTIN_DATASETS", "load_shards", "register_cityscapes_shards"]
 
+# Partitions that have a name of their own, whether or not a folder has as many.
+NAMED_PARTITIONS = 16
+_SPLITS = ("train", "val", "train_extra")
 # Name -> split and partitions (None: all). The roles keep the tuning half of val apart from the
 # half that final scores are reported on.
 BUILTIN_DATASETS: dict[str, tuple[str, tuple[int, ...] | None]] = {
-    "cityscapes_shards_train": ("train", None),
-    "cityscapes_shards_val": ("val", None),
-    "cityscapes_shards_train_extra": ("train_extra", None),
+    **{f"cityscapes_shards_{split}": (split, None) for split in _SPLITS},
     "cityscapes_shards_val_select": ("val", (1, 2)),
     "cityscapes_shards_val_report": ("val", (3, 4)),
+    **{
+        f"cityscapes_shards_{split}_{k}": (split, (k,))
+        for split in _SPLITS
+        for k in range(1, NAMED_PARTITIONS + 1)
+    },
 }
 _TASKS = ("bbox", "segm", "sem_seg", "panoptic_seg")
 

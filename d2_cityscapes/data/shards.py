@@ -125,6 +125,11 @@ class ShardReader:
         shard, row = self._locate(index)
         return shard.instance_ids(row)
 
+    def id_map(self, index: int) -> np.ndarray:
+        """(H, W) uint16 instance-id map of a record alone, as it is stored."""
+        shard, row = self._locate(index)
+        return shard.instance_ids(row).numpy().astype(np.uint16)
+
     def table(self, index: int) -> InstanceTable:
         """Table of a record's thing segments; no pixel is read."""
         shard, row = self._locate(index)
@@ -150,9 +155,9 @@ class ShardReader:
 
 
 @functools.lru_cache(maxsize=256)
-def open_shard(path: str | Path) -> ShardReader:
+def open_shard(path: str | Path, table: LabelTable = CITYSCAPES) -> ShardReader:
     """The reader of one shard file, the same object at every call in a process."""
-    return ShardReader(path)
+    return ShardReader(path, table=table)
 
 
 def read_index(folder: Path) -> dict:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from d2_cityscapes.data.instances import find_instances, instance_masks
+from d2_cityscapes.data.instances import find_instances, panoptic_segments
 from d2_cityscapes.labels import CITYSCAPES
 
 
@@ -29,7 +29,6 @@ def test_a_hand_worked_picture():
 def test_an_image_without_things():
     found = find_instances(np.full((3, 5), 11), CITYSCAPES)
     assert len(found) == 0 and found.boxes.shape == (0, 4)
-    assert instance_masks(np.full((3, 5), 11), found).shape == (0, 3, 5)
 
 
 @given(
@@ -43,11 +42,26 @@ def test_equals_a_mask_by_mask_version(ids):
     found = find_instances(ids, CITYSCAPES)
     things = [i for i in np.unique(ids) if i in (26, 24000, 24001, 26000, 33002)]
     assert found.ids.tolist() == things
-    masks = instance_masks(ids, found)
     for row, segment in enumerate(things):
         mask = ids == segment
         ys, xs = np.nonzero(mask)
-        assert (masks[row] == mask).all()
         assert found.areas[row] == mask.sum()
         assert found.boxes[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
         assert found.crowd[row] == (segment < 1000)
+
+
+def test_panoptic_segments_of_a_hand_worked_picture():
+    # void, road, a car of two parts, a group of bicycles, a trailer (void)
+    ids = np.array([[0, 7, 7, 26000], [33, 33, 7, 26000], [30000, 7, 33, 26000]])
+    panoptic, segments_info = panoptic_segments(ids, CITYSCAPES)
+    assert panoptic.tolist() == [[0, 1, 1, 3], [2, 2, 1, 3], [0, 1, 2, 3]]
+    assert segments_info == [
+        {"id": 1, "category_id": 0, "isthing": False, "iscrowd": 0, "area": 4},
+        {"id": 2, "category_id": 18, "isthing": True, "iscrowd": 1, "area": 3},
+        {"id": 3, "category_id": 13, "isthing": True, "iscrowd": 0, "area": 3},
+    ]
+
+
+def test_a_map_of_void_has_no_segments():
+    panoptic, segments_info = panoptic_segments(np.zeros((2, 3), int), CITYSCAPES)
+    assert not panoptic.any() and segments_info == []

@@ -9,8 +9,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 
 from d2_cityscapes import get_cfg
-from d2_cityscapes.data import CityscapesShardMapper, ShardReader
+from d2_cityscapes.data import CityscapesShardMapper, ShardReader, write_shards
+from d2_cityscapes.data.register import load_shards
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
+from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.structures import IdMapMasks
 
 
 @pytest.fixture
@@ -41,6 +46,39 @@ def test_without_augmentation_the_targets_are_the_record(dicts):
         assert "annotations" not in out and out["file_name"] == record.file_name
         seen += len(target)
     assert seen > 0
+
+
+def test_masks_stay_in_the_id_map(dicts):
+    target = max((_mapper()(d)["instances"] for d in dicts), key=len)
+    assert len(target) > 2 and isinstance(target.gt_masks, IdMapMasks)
+    assert target.gt_masks.id_maps.numel() == 64 * 128
+    assert target.gt_boxes.tensor.equal(target.gt_masks.get_bounding_boxes().tensor)
+
+
+def test_ids_above_the_signed_range_are_instances(array_source, tmp_path):
+    """Bicycles are 33000 and more, which needs the 16th bit."""
+    ids = np.full((8, 12), 7)
+    ids[1:3, 2:5], ids[4:6, 6:9] = 33000, 33001
+    picture = np.zeros((8, 12, 3), np.uint8)
+    write_shards([array_source("a_leftImg8bit.png", picture, ids)], tmp_path, split="train")
+    (d,) = load_shards(tmp_path, split="train")
+    target = _mapper()(d)["instances"]
+    assert target.gt_classes.tolist() == [7, 7]
+    assert [m.nonzero()[0].tolist() for m in target.gt_masks] == [[1, 2], [4, 6]]
+
+
+def test_the_panoptic_target_holds_the_whole_truth(dicts):
+    for d in dicts:
+        panoptic, segments_info = _mapper(panoptic=True)(d)["panoptic_seg"]
+        assert panoptic.dtype == torch.int32
+        areas = torch.bincount(panoptic.flatten())
+        assert all(areas[s["id"]] == s["area"] for s in segments_info)
+        truth = ShardReader(d["shard"])[d["index"]]
+        crowd = sorted(truth.classes[truth.crowd].tolist())
+        assert sorted(s["category_id"] for s in segments_info if s["iscrowd"]) == crowd
+        quality = PanopticQuality()
+        quality.update(ids_of_panoptic(panoptic.numpy(), segments_info), truth.instance_ids)
+        assert quality.compute()["PQ"] == 100
 
 
 def test_bgr_is_the_other_order(dicts):
@@ -130,3 +168,16 @@ def test_a_configured_crop_is_in_network_pixels(dicts):
         tallest = (all_found[:, 3] - all_found[:, 1]).max() if len(all_found) else 0
         heights += [(box[3] - box[1] <= tallest).item() for box in found]
     assert heights and all(heights)
+
+
+def test_the_resize_backend_is_a_key(dicts):
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (45,), "none"
+    images = {}
+    for backend in ("torch", "pil"):
+        cfg.INPUT.RESIZE_BACKEND = backend
+        images[backend] = CityscapesShardMapper(cfg, True)(dicts[0])["image"].int()
+    assert 0 < (images["torch"] - images["pil"]).abs().max() <= 2
+    cfg.INPUT.RESIZE_BACKEND = "opencv"
+    with pytest.raises(D2CityscapesError, match=r"RESIZE_BACKEND 'opencv': use torch or pil"):
+        CityscapesShardMapper(cfg, True)

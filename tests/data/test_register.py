@@ -43,12 +43,21 @@ def test_metadata_names_the_classes():
 
 
 def test_any_partition_by_name(datasets):
-    register_cityscapes_shards("test_val_3", split="val", partitions=[3])
+    whole = [d["image_id"] for d in DatasetCatalog.get("cityscapes_shards_val")]
+    parts = [DatasetCatalog.get(f"cityscapes_shards_val_{k}") for k in (1, 2, 3, 4)]
+    assert [len(part) for part in parts] == [2, 2, 2, 2]
+    assert [d["image_id"] for part in parts for d in part] == whole
+    with pytest.raises(ShardError, match=r"no partition 5 .*it has 4"):
+        DatasetCatalog.get("cityscapes_shards_val_5")
+
+
+def test_any_set_of_partitions_can_be_registered(datasets):
+    register_cityscapes_shards("test_val_1_3", split="val", partitions=[1, 3])
     try:
-        assert len(DatasetCatalog.get("test_val_3")) == 2
+        assert len(DatasetCatalog.get("test_val_1_3")) == 4
     finally:
-        DatasetCatalog.remove("test_val_3")
-        MetadataCatalog.remove("test_val_3")
+        DatasetCatalog.remove("test_val_1_3")
+        MetadataCatalog.remove("test_val_1_3")
 
 
 def test_missing_root_says_what_to_do(tmp_path, monkeypatch):

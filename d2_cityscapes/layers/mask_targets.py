@@ -1,0 +1,105 @@
+"""Mask targets straight from a map of ids, without a picture of each mask.
+
+Shape letters: M maps of (H, W) pixels, R regions (boxes), S the side of a target.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["mask_coverage"]
+
+_CHUNK = 1 << 22  # pixels of crops at a time: some 40 MB of temporary memory
+
+
+@torch.no_grad()
+def mask_coverage(
+    id_maps: torch.Tensor,
+    map_index: torch.Tensor,
+    ids: torch.Tensor,
+    boxes: torch.Tensor,
+    size: int,
+) -> torch.Tensor:
+    """How much of each cell of each box is covered by the pixels of one id.
+
+    It is RoIAlign (He et al., Mask R-CNN, section 3; "aligned", with adaptive sampling, as in
+    Detectron2's ``BitMasks.crop_and_resize``) of the binary mask ``id_maps[m] == id``. RoIAlign
+    averages bilinear samples on a grid, so it is a product of one weight matrix along y, the
+    mask inside of the box, and one weight matrix along x; the mask is compared out of the id map
+    inside of the box only. Memory does not depend on how many masks there are.
+
+    Args:
+        id_maps: (M, H, W) integers.
+        map_index: (R,) int64, which map each region looks at.
+        ids: (R,) integers, the id whose pixels count.
+        boxes: (R, 4) XYXY_ABS pixels, half-open; parts outside of the map are not covered.
+        size: S, cells along a side.
+
+    Returns:
+        (R, S, S) float32 in 0..1.
+    """
+    _, height, width = id_maps.shape
+    boxes = boxes.to(device=id_maps.device, dtype=torch.float32) - 0.5  # pixel centres at integers
+    y = _Axis(boxes[:, 1], boxes[:, 3], size, height)
+    x = _Axis(boxes[:, 0], boxes[:, 2], size, width)
+    coverage = torch.zeros(len(boxes), size, size, device=id_maps.device)
+    flat = id_maps.reshape(-1)
+    # half precision would move the edges
+    with torch.autocast(id_maps.device.type, enabled=False):
+        for rows, cols, chosen in _groups(y.extent, x.extent):
+            ys, y_weights = y.weights(chosen, rows)
+            xs, x_weights = x.weights(chosen, cols)
+            pixels = ((map_index[chosen, None] * height + ys) * width)[:, :, None] + xs[:, None, :]
+            crops = (flat[pixels] == ids[chosen, None, None]).float()
+            coverage[chosen] = y_weights @ crops @ x_weights.transpose(1, 2)
+    return coverage / (y.samples * x.samples).clamp(min=1)[:, None, None]
+
+
+class _Axis:
+    """RoIAlign's samples of R regions along one axis of a map."""
+
+    def __init__(self, begin: torch.Tensor, end: torch.Tensor, size: int, limit: int) -> None:
+        self.begin, self.size, self.limit = begin, size, limit
+        self.cell = (end - begin) / size  # (R,) pixels
+        self.samples = torch.ceil(self.cell).clamp(min=0)  # (R,) in each cell
+        self.first = begin.floor().clamp(0, limit - 1).long()  # (R,) first pixel that counts
+        last = (end.floor() + 1).clamp(0, limit - 1).long()
+        self.extent = (last - self.first + 1).clamp(min=1)  # (R,) pixels that count
+
+    def weights(self, chosen: torch.Tensor, extent: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C, extent) pixels of the chosen regions, (C, S, extent) their weight in each cell.
+
+        Weights are summed over the samples of a cell, not averaged.
+        """
+        cell, samples, first = self.cell[chosen], self.samples[chosen], self.first[chosen]
+        count = max(int(samples.max()), 1)
+        steps = torch.arange(count, device=cell.device)
+        cells = torch.arange(self.size, device=cell.device)
+        offsets = (steps + 0.5) * (cell / samples.clamp(min=1))[:, None]  # (C, samples)
+        positions = (
+            self.begin[chosen, None, None] + cells[:, None] * cell[:, None, None] + offsets[:, None]
+        )
+        valid = (steps < samples[:, None])[:, None] & (positions >= -1) & (positions <= self.limit)
+        positions = positions.clamp(0, self.limit - 1)
+        low = positions.floor()
+        high_share = positions - low
+        low = (low.long() - first[:, None, None]).clamp(0, extent - 1).flatten(2)
+        high = (low + 1).clamp(max=extent - 1)
+        table = torch.zeros(len(cell), self.size, extent, device=cell.device)
+        table.scatter_add_(2, low, ((1 - high_share) * valid).flatten(2))
+        table.scatter_add_(2, high, (high_share * valid).flatten(2))
+        pixels = first[:, None] + torch.arange(extent, device=cell.device)
+        return pixels.clamp(max=self.limit - 1), table
+
+
+def _groups(heights: torch.Tensor, widths: torch.Tensor):
+    """Regions of like size together: yields rows, columns, and (C,) the indices of the regions."""
+    # one copy to the host; powers of two keep the groups few and the padding below a factor of four
+    sizes = torch.stack([heights, widths], dim=1).cpu()
+    padded = 2 ** torch.log2(sizes.float()).ceil().long().clamp(min=4)
+    for rows, cols in torch.unique(padded, dim=0).tolist():
+        members = torch.nonzero((padded == torch.tensor([rows, cols])).all(dim=1))[:, 0]
+        # the largest member, not the power of two
+        extent = sizes[members].amax(dim=0).tolist()
+        for chunk in members.split(max(_CHUNK // (extent[0] * extent[1]), 1)):
+            yield *extent, chunk.to(heights.device)

@@ -1,0 +1,7 @@
+"""Data structures beside Detectron2's own."""
+
+from d2_cityscapes.dependencies import lazy_exports
+
+__all__ = ["IdMapMasks"]
+
+__getattr__ = lazy_exports(__name__, {"IdMapMasks": "d2_cityscapes.structures.id_map_masks"})
