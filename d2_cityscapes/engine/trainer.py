@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, default_setup
 from detectron2.engine.hooks import CallbackHook
 from detectron2.evaluation import DatasetEvaluators, verify_results
@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.optimizer import build_optimizer
@@ -31,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains from shards, guards frozen modules, and writes results.json when it evaluates."""
+    """Trains from shards, guards frozen modules, and writes results.json when it evaluates.
+
+    A resumed run sees the images and draws the random numbers that it would have without the stop.
+    """
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -42,8 +46,8 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        return build_detection_train_loader(cfg, mapper=CityscapesShardMapper(cfg, True))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -77,13 +81,31 @@ class Trainer(DefaultTrainer):
             logger.info("results written to %s", path)
         return results
 
+    def run_step(self) -> None:
+        # A step's random numbers follow from its number: so they need no place in the checkpoint
+        # (which only the first rank writes), and no evaluation in between shifts them.
+        seed_generators(self.data_loader.seed, STEP, self.iter, comm.get_rank(), gpu=True)
+        super().run_step()
+
     def state_dict(self) -> dict:
-        """With the states of optimizer and gradient scaler, which Detectron2 0.6 leaves out."""
-        return super().state_dict() | {"_trainer": self._trainer.state_dict()}
+        """With the position in the data, and what Detectron2 0.6 leaves out.
+
+        That is the states of optimizer and gradient scaler.
+        """
+        return super().state_dict() | {
+            "_trainer": self._trainer.state_dict(),
+            "data": self.data_loader.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        data = state_dict.get("data")
+        if data is None:
+            seen = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH
+            logger.warning("checkpoint without a position in the data: going on at image %d", seen)
+            data = {"seed": self.data_loader.seed, "position": seen}
+        self.data_loader.load_state_dict(data)
 
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()

@@ -124,6 +124,40 @@ def test_resume_continues_with_the_optimizer_that_was(configure, tmp_path):
         assert state["exp_avg_sq"].equal(after[index]["exp_avg_sq"])
 
 
+def test_a_stop_leaves_no_trace(configure, tmp_path):
+    """3 steps, resume, 3 steps are 6 steps, bit by bit, in images, flips and sampled proposals.
+
+    Neither the evaluation between the checkpoint and the stop, nor the worker process after the
+    resume, nor that the seed was a random one changes that.
+    """
+
+    def run(*opts: str, resume: bool) -> dict:
+        opts = (
+            "SEED", "-1", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3",
+            "TEST.EVAL_PERIOD", "3", *opts,
+        )  # fmt: skip
+        train(configure("demo/stage3.yaml", *opts), resume=resume)
+        return torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+
+    whole = run(resume=False)
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000002.pth")
+    halves = run("DATALOADER.NUM_WORKERS", "1", resume=True)
+    assert all(tensor.equal(halves["model"][name]) for name, tensor in whole["model"].items())
+    assert whole["trainer"]["data"] == halves["trainer"]["data"]
+    assert whole["trainer"]["data"]["position"] == 12
+    saved = torch.load(tmp_path / "out" / "model_0000002.pth", weights_only=True)
+    assert saved["trainer"]["data"] == whole["trainer"]["data"] | {"position": 6}
+
+
+def test_a_checkpoint_without_a_position_goes_on_by_its_iteration(configure, caplog):
+    trainer = Trainer(configure("demo/stage0.yaml"))
+    old = trainer.state_dict() | {"iteration": 4}
+    del old["data"]
+    trainer.load_state_dict(old)
+    assert trainer.data_loader.state_dict() == {"seed": 1, "position": 10}
+    assert "going on at image 10" in caplog.text
+
+
 def test_semantic_and_panoptic_models_are_scored_by_their_tasks(configure):
     train(configure("demo/stage0.yaml"))
     cfg = configure("demo/stage0.yaml")
