@@ -24,6 +24,7 @@ __all__ = [
     "ResultsError",
     "add_weights",
     "make_rows",
+    "package_versions",
     "read_results",
     "write_results",
 ]
@@ -104,7 +105,7 @@ def write_results(
         "results": [asdict(row) for row in rows],
         "config_sha256": None if config is None else hashlib.sha256(config.encode()).hexdigest(),
         "weights_sha256": _file_sha256(weights),
-        "versions": _versions(),
+        "versions": package_versions(),
         "command": shlex.join(sys.argv if command is None else command),
         "seconds": round(seconds, 3),
     }
@@ -157,7 +158,7 @@ def _file_sha256(path: str | Path | None) -> str | None:
     return digest.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of Python, of this package, and of what the numbers depend on."""
     versions = {"python": platform.python_version(), "d2_cityscapes": __version__}
     for package in _PACKAGES:

@@ -1,0 +1,103 @@
+"""Timing of contenders in turn, and the table of their ratios."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from d2_cityscapes.evaluation.results import package_versions
+from d2_cityscapes.files import write_atomically
+
+__all__ = ["Comparison", "as_markdown", "compare", "machine", "time_in_turn", "write_comparisons"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of ours beside a peer's, measured in the same run.
+
+    Attributes:
+        measure: what was measured.
+        unit: unit of both values.
+        ours: our value.
+        peer: what it is compared with.
+        theirs: the peer's value.
+        ratio: how many times better ours is: above 1 is better for us.
+    """
+
+    measure: str
+    unit: str
+    ours: float
+    peer: str
+    theirs: float
+    ratio: float
+
+
+def compare(
+    measure: str,
+    unit: str,
+    ours: float,
+    peers: Mapping[str, float],
+    *,
+    higher_is_better: bool = False,
+) -> list[Comparison]:
+    """Our value beside that of each peer."""
+    return [
+        Comparison(
+            measure, unit, ours, peer, theirs, ours / theirs if higher_is_better else theirs / ours
+        )
+        for peer, theirs in peers.items()
+    ]
+
+
+def time_in_turn(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
+    """Median seconds of each contender over the rounds, in each of which every one runs once."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: processor, cores, and versions of the packages."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        pass  # another system than Linux
+    return {"processor": model, "cores": os.cpu_count(), "versions": package_versions()}
+
+
+def as_markdown(comparisons: Sequence[Comparison]) -> str:
+    """The comparisons as a table."""
+    lines = ["| measure | ours | peer | theirs | ratio |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {c.measure} | {c.ours:.4g} {c.unit} | {c.peer} | {c.theirs:.4g} {c.unit} "
+        f"| {c.ratio:.3g}x |"
+        for c in comparisons
+    ]
+    return "\n".join(lines)
+
+
+def write_comparisons(
+    path: Path, comparisons: Sequence[Comparison], *, command: str, settings: Mapping[str, Any]
+) -> None:
+    """Write them as JSON, and as Markdown beside it, with the machine and the command."""
+    content = {
+        "command": command,
+        "settings": dict(settings),
+        "machine": machine(),
+        "comparisons": [asdict(c) for c in comparisons],
+    }
+    write_atomically(path, [json.dumps(content, indent=2).encode() + b"\n"])
+    write_atomically(path.with_suffix(".md"), [as_markdown(comparisons).encode() + b"\n"])
