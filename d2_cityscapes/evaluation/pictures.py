@@ -48,7 +48,7 @@ class PictureWriter(DatasetEvaluator):
         return {}
 
     def _draw(self, image: dict, output: dict) -> None:
-        record = open_shard(image["shard"])[image["index"]]
+        record = open_shard(image["shard"], self.table)[image["index"]]
         pixels = record.image.permute(1, 2, 0).numpy()
         truth = record.instance_ids.numpy()
         if "panoptic_seg" in output:

@@ -1,0 +1,71 @@
+"""The base of the evaluators, on Detectron2's interface.
+
+The truth comes from the shards that the inputs name, predictions stay in memory, and only what was
+processed is scored: any subset, on any number of ranks. ``evaluate`` gives, on the main process,
+{task: {metric: percent}} with nan where no class was seen, as Detectron2's tools expect it; the
+same numbers with protocol and counts are the rows of results.json.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from d2_cityscapes.data.shards import open_shard
+from d2_cityscapes.evaluation.results import ResultRow
+from d2_cityscapes.labels import LabelTable
+
+__all__ = ["ShardEvaluator", "true_ids"]
+
+
+class ShardEvaluator(DatasetEvaluator):
+    """Base of the evaluators: each adds up a picklable state and scores the states of all ranks.
+
+    Args:
+        dataset_name: a dataset that `register_cityscapes_shards` registered.
+        tasks: which of its tasks to score.
+
+    Attributes:
+        rows: the numbers of the last ``evaluate``, on the main process.
+    """
+
+    def __init__(self, dataset_name: str, tasks: Sequence[str]) -> None:
+        self.dataset_name = dataset_name
+        self.tasks = tuple(tasks)
+        self.table: LabelTable = MetadataCatalog.get(dataset_name).label_table
+        self.rows: list[ResultRow] = []
+        self.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            self._add(image, output)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        states = comm.gather(self._state())
+        if not comm.is_main_process():
+            return None
+        self.rows = self._score(states)
+        results: dict[str, dict[str, float]] = {task: {} for task in self.tasks}
+        for row in self.rows:
+            results[row.task][row.metric] = math.nan if row.value is None else row.value
+        return results
+
+    def _add(self, image: dict, output: dict) -> None:
+        raise NotImplementedError
+
+    def _state(self) -> Any:
+        raise NotImplementedError
+
+    def _score(self, states: list) -> list[ResultRow]:
+        raise NotImplementedError
+
+
+def true_ids(image: dict, table: LabelTable) -> np.ndarray:
+    """(H, W) int32 instance ids of the truth of a model input."""
+    return open_shard(image["shard"], table).instance_ids(image["index"]).numpy()
