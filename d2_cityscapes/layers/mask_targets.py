@@ -5,6 +5,8 @@ Shape letters: M maps of (H, W) pixels, R regions (boxes), S the side of a targe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 __all__ = ["mask_coverage"]
@@ -46,9 +48,9 @@ def mask_coverage(
     flat = id_maps.reshape(-1)
     # half precision would move the edges
     with torch.autocast(id_maps.device.type, enabled=False):
-        for rows, cols, chosen in _groups(y.extent, x.extent):
-            ys, y_weights = y.weights(chosen, rows)
-            xs, x_weights = x.weights(chosen, cols)
+        for chosen, extents, samples in _groups(y, x):
+            ys, y_weights = y.weights(chosen, extents[0], samples[0])
+            xs, x_weights = x.weights(chosen, extents[1], samples[1])
             pixels = ((map_index[chosen, None] * height + ys) * width)[:, :, None] + xs[:, None, :]
             crops = (flat[pixels] == ids[chosen, None, None]).float()
             coverage[chosen] = y_weights @ crops @ x_weights.transpose(1, 2)
@@ -61,19 +63,21 @@ class _Axis:
     def __init__(self, begin: torch.Tensor, end: torch.Tensor, size: int, limit: int) -> None:
         self.begin, self.size, self.limit = begin, size, limit
         self.cell = (end - begin) / size  # (R,) pixels
-        self.samples = torch.ceil(self.cell).clamp(min=0)  # (R,) in each cell
+        self.samples = self.cell.ceil().clamp(min=0).long()  # (R,) in each cell
         self.first = begin.floor().clamp(0, limit - 1).long()  # (R,) first pixel that counts
         last = (end.floor() + 1).clamp(0, limit - 1).long()
         self.extent = (last - self.first + 1).clamp(min=1)  # (R,) pixels that count
 
-    def weights(self, chosen: torch.Tensor, extent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def weights(
+        self, chosen: torch.Tensor, extent: int, most_samples: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(C, extent) pixels of the chosen regions, (C, S, extent) their weight in each cell.
 
-        Weights are summed over the samples of a cell, not averaged.
+        Weights are summed over the samples of a cell, not averaged. `extent` and `most_samples` are
+        at least those of each of the C chosen regions.
         """
         cell, samples, first = self.cell[chosen], self.samples[chosen], self.first[chosen]
-        count = max(int(samples.max()), 1)
-        steps = torch.arange(count, device=cell.device)
+        steps = torch.arange(most_samples, device=cell.device)
         cells = torch.arange(self.size, device=cell.device)
         offsets = (steps + 0.5) * (cell / samples.clamp(min=1))[:, None]  # (C, samples)
         positions = (
@@ -92,14 +96,20 @@ class _Axis:
         return pixels.clamp(max=self.limit - 1), table
 
 
-def _groups(heights: torch.Tensor, widths: torch.Tensor):
-    """Regions of like size together: yields rows, columns, and (C,) the indices of the regions."""
-    # one copy to the host; powers of two keep the groups few and the padding below a factor of four
-    sizes = torch.stack([heights, widths], dim=1).cpu()
-    padded = 2 ** torch.log2(sizes.float()).ceil().long().clamp(min=4)
-    for rows, cols in torch.unique(padded, dim=0).tolist():
-        members = torch.nonzero((padded == torch.tensor([rows, cols])).all(dim=1))[:, 0]
-        # the largest member, not the power of two
-        extent = sizes[members].amax(dim=0).tolist()
-        for chunk in members.split(max(_CHUNK // (extent[0] * extent[1]), 1)):
-            yield *extent, chunk.to(heights.device)
+def _groups(y: _Axis, x: _Axis) -> Iterator[tuple[torch.Tensor, list[int], list[int]]]:
+    """Regions of like size together, which keeps the padding small and the operations few.
+
+    Yields:
+        (C,) indices of the regions, the largest extents, and the largest numbers of samples, of
+        (y, x) each.
+    """
+    # all that shapes depend on, in one copy to the host
+    extents, samples = torch.stack(
+        [torch.stack([y.extent, x.extent], dim=1), torch.stack([y.samples, x.samples], dim=1)]
+    ).cpu()
+    octaves = torch.log2(extents.float()).ceil().clamp(min=4)
+    for octave in torch.unique(octaves, dim=0):
+        members = torch.nonzero((octaves == octave).all(dim=1))[:, 0]
+        extent, most_samples = extents[members].amax(dim=0), samples[members].amax(dim=0)
+        for chunk in members.split(max(_CHUNK // int(extent.prod()), 1)):
+            yield chunk.to(y.extent.device), extent.tolist(), most_samples.tolist()
