@@ -49,11 +49,12 @@ def mask_coverage(
     # half precision would move the edges
     with torch.autocast(id_maps.device.type, enabled=False):
         for chosen, extents, samples in _groups(y, x):
-            ys, y_weights = y.weights(chosen, extents[0], samples[0])
-            xs, x_weights = x.weights(chosen, extents[1], samples[1])
-            pixels = ((map_index[chosen, None] * height + ys) * width)[:, :, None] + xs[:, None, :]
-            crops = (flat[pixels] == ids[chosen, None, None]).float()
-            coverage[chosen] = y_weights @ crops @ x_weights.transpose(1, 2)
+            top, y_weights = y.weights(chosen, extents[0], samples[0])
+            left, x_weights = x.weights(chosen, extents[1], samples[1])
+            rows = torch.arange(extents[0], device=boxes.device) + top[:, None]
+            begins = (map_index[chosen, None] * height + rows) * width + left[:, None]
+            crops = flat.unfold(0, extents[1], 1)[begins] == ids[chosen, None, None]
+            coverage[chosen] = y_weights @ crops.float() @ x_weights.transpose(1, 2)
     return coverage / (y.samples * x.samples).clamp(min=1)[:, None, None]
 
 
@@ -71,12 +72,13 @@ class _Axis:
     def weights(
         self, chosen: torch.Tensor, extent: int, most_samples: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C, extent) pixels of the chosen regions, (C, S, extent) their weight in each cell.
+        """(C,) first pixel of a window of each chosen region, (C, S, extent) weights in it.
 
-        Weights are summed over the samples of a cell, not averaged. `extent` and `most_samples` are
-        at least those of each of the C chosen regions.
+        Weights are summed over the samples of a cell, not averaged. `extent`, the length of the
+        windows, and `most_samples` are at least those of each of the C chosen regions.
         """
-        cell, samples, first = self.cell[chosen], self.samples[chosen], self.first[chosen]
+        cell, samples = self.cell[chosen], self.samples[chosen]
+        first = self.first[chosen].clamp(max=self.limit - extent)  # windows end within the map
         steps = torch.arange(most_samples, device=cell.device)
         cells = torch.arange(self.size, device=cell.device)
         offsets = (steps + 0.5) * (cell / samples.clamp(min=1))[:, None]  # (C, samples)
@@ -92,8 +94,7 @@ class _Axis:
         table = torch.zeros(len(cell), self.size, extent, device=cell.device)
         table.scatter_add_(2, low, ((1 - high_share) * valid).flatten(2))
         table.scatter_add_(2, high, (high_share * valid).flatten(2))
-        pixels = first[:, None] + torch.arange(extent, device=cell.device)
-        return pixels.clamp(max=self.limit - 1), table
+        return first, table
 
 
 def _groups(y: _Axis, x: _Axis) -> Iterator[tuple[torch.Tensor, list[int], list[int]]]:
