@@ -2,6 +2,10 @@
 
 from setuptools import find_packages, setup
 
+_JPEG2000 = ["imagecodecs>=2026.1.14"]
+# what stock Detectron2 needs to read the PNG tree, and a gauge of memory
+_BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
+
 setup(
     name="d2_cityscapes",
     version="0.1.0",
@@ -25,5 +29,16 @@ setup(
         "matplotlib>=3.7",
         "tqdm>=4.60",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.5", "mypy>=1.10"]},
+    extras_require={
+        "jpeg2000": _JPEG2000,  # to write and read shards with --image-codec jpeg2000-ht
+        "benchmark": _BENCHMARK,  # tools/benchmark.py
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.5",
+            "mypy>=1.10",
+            *_JPEG2000,
+            *_BENCHMARK,
+        ],
+    },
 )

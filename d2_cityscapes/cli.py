@@ -18,15 +18,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def run(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process: 0 done, 1 failed with one line.
 
-    Only `D2CityscapesError` counts as a user's mistake; anything else is a defect of ours and keeps
-    its traceback.
+    The details of an error stand above that line. Only `D2CityscapesError` counts as a user's
+    mistake; anything else is a defect of ours and keeps its traceback.
     """
     try:
         code = main() or 0
     except MissingDetectron2Error:
         code = 1  # importing the package has just logged the same line
     except D2CityscapesError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in (*error.details, f"error: {error}"):
+            print(line, file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -57,14 +57,27 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
 
     # How many images of each test dataset are drawn, prediction beside truth, during evaluation.
     cfg.TEST.NUM_PICTURES = 0
+    # Write predictions in the formats of the benchmark's test server while a model is evaluated, to
+    # OUTPUT_DIR/submission/<dataset>/{semantic,instance,panoptic}.
+    cfg.TEST.SUBMISSION = False
+
+    # Iterations between two validations during training, which log the training losses on images
+    # that are not trained on as val/...; one more follows the last iteration. 0: none.
+    cfg.TEST.VAL_LOSS_PERIOD = 0
+    # The dataset of these losses; "" for the first of DATASETS.TEST.
+    cfg.TEST.VAL_LOSS_DATASET = ""
+    # Entries of Detectron2's TEST.EXPECTED_RESULTS may also be [dataset, task, metric, value,
+    # tolerance]; without a dataset they hold for each one in DATASETS.TEST.
 
 
 def model_tasks(cfg: CN) -> tuple[str, ...]:
     """What the configured model predicts, in the names of the evaluators.
 
-    Some of "bbox", "segm", "sem_seg" and "panoptic_seg"; targets and evaluators follow it.
+    Some of "bbox", "segm", "segm_cityscapes", "sem_seg" and "panoptic_seg"; targets and evaluators
+    follow it. "segm" and "segm_cityscapes" are the same masks under two protocols.
     """
-    instance_tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    masks = ("segm", "segm_cityscapes") if cfg.MODEL.MASK_ON else ()
+    instance_tasks = ("bbox", *masks)
     panoptic = ("panoptic_seg",) if cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED else ()
     return {
         "SemanticSegmentor": ("sem_seg",),

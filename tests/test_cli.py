@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from d2_cityscapes.cli import run
@@ -30,6 +32,21 @@ def test_exit_codes(capsys, outcome, code, line):
     error = capsys.readouterr().err
     assert left.value.code == code
     assert error.startswith(line) and error.count("\n") == (1 if line else 0)
+
+
+def test_details_stand_above_the_line(capsys):
+    def main():
+        raise D2CityscapesError("2 problems, listed above", details=["a.png: 1", "b.png: 2"])
+
+    with pytest.raises(SystemExit):
+        run(main)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["a.png: 1", "b.png: 2", "error: 2 problems, listed above"]
+
+
+def test_details_survive_the_way_out_of_a_worker():
+    error = pickle.loads(pickle.dumps(D2CityscapesError("x", details=["y"])))
+    assert str(error) == "x" and error.details == ("y",)
 
 
 def test_a_defect_keeps_its_traceback():

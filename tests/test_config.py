@@ -44,11 +44,16 @@ def test_every_key_of_ours_acts_somewhere(repository):
 @pytest.mark.parametrize(
     ("architecture", "mask_on", "combine", "expected"),
     [
-        ("GeneralizedRCNN", True, True, ("bbox", "segm")),
+        ("GeneralizedRCNN", True, True, ("bbox", "segm", "segm_cityscapes")),
         ("GeneralizedRCNN", False, True, ("bbox",)),
         ("SemanticSegmentor", False, True, ("sem_seg",)),
-        ("SeamlessPanoptic", True, True, ("bbox", "segm", "sem_seg", "panoptic_seg")),
-        ("SeamlessPanoptic", True, False, ("bbox", "segm", "sem_seg")),
+        (
+            "SeamlessPanoptic",
+            True,
+            True,
+            ("bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg"),
+        ),
+        ("SeamlessPanoptic", True, False, ("bbox", "segm", "segm_cityscapes", "sem_seg")),
     ],
 )
 def test_tasks_follow_the_model(architecture, mask_on, combine, expected):

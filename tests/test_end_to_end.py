@@ -72,7 +72,7 @@ def test_the_road_from_png_to_report(command, tmp_path):
     losses = [entry["total_loss"] for entry in losses if "total_loss" in entry]
     assert losses and all(loss < 10 for loss in losses)
     results = json.loads((run / "results.json").read_text())
-    assert {row["task"] for row in results["results"]} == {"bbox", "segm"}
+    assert {row["task"] for row in results["results"]} == {"bbox", "segm", "segm_cityscapes"}
 
     again = command(
         "tools/train_net.py --eval-only", "--config-file", run / "config.yaml",

@@ -1,4 +1,4 @@
-"""A file is whole or not there."""
+"""A file is whole or not there; a folder has one writer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import errno
 import pytest
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import (
+    lock_folder,
+    open_atomically,
+    remove_temporaries,
+    write_atomically,
+)
 
 
 def test_chunks_are_joined_and_folders_made(tmp_path):
@@ -43,3 +48,58 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(D2CityscapesError, match="cannot be written"):
         write_atomically(tmp_path / "file" / "x.bin", [b"x"])
+
+
+def test_an_open_file_can_be_patched_and_read_back(tmp_path):
+    path = tmp_path / "x.bin"
+    with open_atomically(path) as file:
+        file.write(b"....body")
+        file.seek(0)
+        file.write(b"head")
+        file.seek(0)
+        assert file.read() == b"headbody"
+        assert not path.exists()
+    assert path.read_bytes() == b"headbody"
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    names = [".a.bin.123.tmp", ".b.json.7.tmp", "a.bin", ".a.bin", ".a.txt.1.tmp"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    remove_temporaries(tmp_path, ("*.bin", "b.json"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[2:])
+
+
+def test_a_locked_folder_refuses_a_second_writer(tmp_path):
+    with lock_folder(tmp_path) as locked:
+        assert locked
+        with pytest.raises(D2CityscapesError, match="another process is writing here"):
+            lock_folder(tmp_path).__enter__()
+    with lock_folder(tmp_path) as locked:
+        assert locked
+
+
+def test_a_locked_folder_appears_and_goes_again_if_empty(tmp_path):
+    with lock_folder(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not list(tmp_path.iterdir())
+    with lock_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "x").write_text("")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x"]
+
+
+def test_a_file_system_without_locks_goes_without(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with lock_folder(tmp_path) as locked:
+        assert not locked
+
+
+def test_a_folder_to_lock_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(D2CityscapesError, match="file/x: cannot be made"):
+        lock_folder(tmp_path / "file" / "x").__enter__()
+    with pytest.raises(D2CityscapesError, match="file: cannot be made"):
+        lock_folder(tmp_path / "file").__enter__()

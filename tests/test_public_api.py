@@ -23,7 +23,8 @@ NAMES = {
     ],
     "d2_cityscapes.layers": ["giou_loss"],
     "d2_cityscapes.modeling": ["fuse_panoptic", "build_model", "freeze_modules"],
-    "d2_cityscapes.engine": ["Trainer", "FreezeHook", "load_config"],
+    "d2_cityscapes.engine": ["Trainer", "FreezeHook", "ValidationLossHook", "load_config"],
+    "d2_cityscapes.structures": ["IdMapMasks"],
     "d2_cityscapes.evaluation": ["PanopticQuality", "build_evaluator"],
 }
 

@@ -43,7 +43,7 @@ try:
 except ImportError as _error:  # cv2 and shapely are imported by Detectron2 when it uses them
     raise D2CityscapesError(
         f"benchmark data: {_error}; it needs Detectron2 0.6 (main's Cityscapes loader does not "
-        "run outside of Meta) and `pip install 'd2_cityscapes[benchmark]'`"
+        "run outside of Meta) and `pip install opencv-python-headless psutil shapely`"
     ) from _error
 
 __all__ = ["STOCK", "DataBenchmark", "benchmark_data"]

@@ -29,7 +29,7 @@ BUILTIN_DATASETS: dict[str, tuple[str, tuple[int, ...] | None]] = {
         for k in range(1, NAMED_PARTITIONS + 1)
     },
 }
-_TASKS = ("bbox", "segm", "sem_seg", "panoptic_seg")
+_TASKS = ("bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg")
 
 
 def register_cityscapes_shards(

@@ -5,20 +5,27 @@ Shape letters: N images of one shard, M thing segments of all of them, H, W pixe
 ==================== ======== ============ ===============================================
 tensor               dtype    shape        content
 ==================== ======== ============ ===============================================
-``images``           uint8    (N, 3, H, W) RGB
-``annotation_blob``  uint8    (B,)         a zstd frame each: instance-id maps, uint16
-``blob_offsets``     int64    (N + 1,)     where each frame begins in the blob
-``annotations``      uint16   (N, H, W)    instead of the two above: raw instance-id maps
 ``instance_offsets`` int64    (N + 1,)     first row of each image in the tables below
-``instance_ids``     int32    (M,)         ids as in the map, ascending within an image
-``instance_classes`` uint8    (M,)         train ids
-``instance_boxes``   int32    (M, 4)       half-open XYXY_ABS pixels
 ``instance_areas``   int64    (M,)         pixels
+``instance_ids``     int32    (M,)         ids as in the map, ascending within an image
+``instance_boxes``   int32    (M, 4)       half-open XYXY_ABS pixels
+``instance_classes`` uint8    (M,)         train ids
 ``instance_crowd``   bool     (M,)         group regions
+``blob_offsets``     int64    (N + 1,)     where each frame begins in ``annotation_blob``
+``blob_crc32``       int64    (N,)         CRC-32 of each of these frames
+``annotation_blob``  uint8    (B,)         a zstd frame each: instance-id maps, uint16
+``annotations``      uint16   (N, H, W)    instead of the three above: raw instance-id maps
+``images``           uint8    (N, 3, H, W) RGB
+``image_offsets``    int64    (N + 1,)     where each frame begins in ``image_blob``
+``image_blob``       uint8    (B,)         instead of ``images``: a frame of `image_codecs` each
 ==================== ======== ============ ===============================================
 
-and text metadata: format version, split, partition, file names, class names, label-table hash. The
-tables stand first in the file, so that listing a dataset reads its beginning and no pixel.
+and text metadata: format version, split, partition, codecs, image size, file names, class names,
+label-table hash, a fingerprint of the sources, and a checksum of all this and the tables. The
+tables (offsets and instances) stand first in the file, so that listing a dataset reads its
+beginning and no pixel. They are checked against the checksum when they are first read; compressed
+images and id maps have checksums of their own (id maps one of the few bytes of a frame, as that of
+the whole map would take longer than decoding it); raw ones are checked by ``--verify`` alone.
 
 Records are read with one positioned read into fresh memory. It is as fast as a copy from a memory
 map when the file is cached and faster when it is not (a page fault fetches far less at a time), a
@@ -28,40 +35,66 @@ truncated file is a short read instead of a bus error, and a record is the calle
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
 import json
 import os
 import weakref
+import zlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import zstandard
-from safetensors import SafetensorError, safe_open
 
+from d2_cityscapes.data.image_codecs import decompress, find_codec
 from d2_cityscapes.data.instances import InstanceTable
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
 
-__all__ = ["FORMAT_VERSION", "PREPARE", "ShardError", "ShardFile"]
+__all__ = ["FORMAT_VERSION", "PREPARE", "TABLES", "ShardError", "ShardFile", "head_checksum"]
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 PREPARE = "run datasets/prepare_shards.py"
-_TABLES = {
+# The tables that stand in the beginning of a file, in this order: dtype, dimensions.
+TABLES = {
     "instance_offsets": (np.int64, 1),
-    "instance_ids": (np.int32, 1),
-    "instance_classes": (np.uint8, 1),
-    "instance_boxes": (np.int32, 2),
+    "blob_offsets": (np.int64, 1),
+    "blob_crc32": (np.int64, 1),
+    "image_offsets": (np.int64, 1),
     "instance_areas": (np.int64, 1),
+    "instance_ids": (np.int32, 1),
+    "instance_boxes": (np.int32, 2),
+    "instance_classes": (np.uint8, 1),
     "instance_crowd": (np.bool_, 1),
 }
+_OFFSETS = {"annotation_blob": "blob_offsets", "image_blob": "image_offsets"}
 
 
 class ShardError(D2CityscapesError):
     """A missing, truncated, mismatched or malformed shard; names the file and the remedy."""
 
 
+class _Head(NamedTuple):
+    """What stands before the pixels.
+
+    Attributes:
+        metadata: texts by name.
+        begins: where each tensor of pixels begins in the file.
+        tables: the arrays named in `TABLES`, those that the file has.
+        file_names: of the N images.
+        image_size: (H, W).
+    """
+
+    metadata: dict[str, str]
+    begins: dict[str, int]
+    tables: dict[str, np.ndarray]
+    file_names: list[str]
+    image_size: tuple[int, int]
+
+
 class ShardFile:
-    """One file. Its header and tables are read at first use, pixels record by record."""
+    """One file. Its beginning is read and checked at first use, pixels record by record."""
 
     def __init__(self, path: Path, table: LabelTable) -> None:
         self.path = path
@@ -69,6 +102,68 @@ class ShardFile:
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "_label_table": self._label_table}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts of the header."""
+        return self._head.metadata
+
+    @property
+    def file_names(self) -> list[str]:
+        """Base names of the source images."""
+        return self._head.file_names
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of every image."""
+        return self._head.image_size
+
+    def table(self, row: int) -> InstanceTable:
+        """The thing segments of a record."""
+        tables = self._head.tables
+        begin, end = tables["instance_offsets"][row : row + 2]
+        columns = ("ids", "classes", "boxes", "areas", "crowd")
+        return InstanceTable(**{c: tables[f"instance_{c}"][begin:end].copy() for c in columns})
+
+    def image(self, row: int) -> torch.Tensor:
+        """(3, H, W) uint8 RGB image of a record."""
+        height, width = self.image_size
+        if "images" in self._head.begins:
+            size = 3 * height * width
+            image = self._read(self._head.begins["images"] + row * size, size)
+            return torch.from_numpy(image).view(3, height, width)
+        try:
+            codec = find_codec(self.metadata["image_codec"])
+        except D2CityscapesError as error:
+            raise ShardError(f"{self.path}: {error}") from error
+        frame = self._frame("image_blob", row)
+        try:
+            return torch.from_numpy(codec.decode(frame, (height, width)))
+        except ValueError as error:
+            raise self._error(f"image of record {row}: {error}") from error
+
+    def instance_ids(self, row: int) -> torch.Tensor:
+        """(H, W) int32 instance-id map of a record."""
+        return torch.from_numpy(self._id_map(row).astype(np.int32))
+
+    def id_map(self, row: int) -> np.ndarray:
+        """(H, W) uint16 instance-id map of a record, as it is stored."""
+        return self._id_map(row).copy()
+
+    def _id_map(self, row: int) -> np.ndarray:
+        height, width = self.image_size
+        size = 2 * height * width
+        if "annotations" in self._head.begins:
+            raw = self._read(self._head.begins["annotations"] + row * size, size)
+        else:
+            frame = self._frame("annotation_blob", row)
+            if zlib.crc32(frame) != self._head.tables["blob_crc32"][row]:
+                raise self._error(f"instance ids of record {row}: CRC-32 differs")
+            try:
+                raw = np.frombuffer(decompress(frame, size), dtype=np.uint8)
+            except ValueError as error:
+                raise self._error(f"instance ids of record {row}: {error}") from error
+        return raw.view("<u2").reshape(height, width)
 
     @functools.cached_property
     def _file(self) -> int:
@@ -80,96 +175,83 @@ class ShardFile:
         return descriptor
 
     @functools.cached_property
-    def _header(self) -> dict:
-        """Tensor name -> dtype, shape and [begin, end) byte offsets in the file."""
+    def _head(self) -> _Head:
         try:
-            with safe_open(self.path, framework="np") as checked:  # validates the whole header
-                metadata = dict(checked.metadata() or {})
-        except (SafetensorError, OSError) as error:
-            raise self._error(" ".join(str(error).split())) from error
-        if metadata.get("version") != FORMAT_VERSION:
-            raise self._error(
-                f"shard format version {metadata.get('version')}, not {FORMAT_VERSION}"
-            )
-        if metadata.get("label_table_hash") != self._label_table.hash:
-            raise self._error(
-                f"made with another label table ({metadata.get('label_table')}) than "
-                f"{self._label_table.name}"
-            )
+            return self._checked(*self._read_head())
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise self._error("not a shard, or its header is damaged") from error
+
+    def _read_head(self) -> tuple[dict[str, Any], np.ndarray, int]:
+        """Header, bytes of the tables and where they begin in the file; nothing of it is checked
+        but that it is all there and has the checksum that it says."""
+        total = os.fstat(self._file).st_size
         length = int.from_bytes(self._read(0, 8).tobytes(), "little")
+        begin = 8 + length
+        if begin > total:
+            raise self._error(f"{total} bytes, {begin} or more expected")
         header = json.loads(self._read(8, length).tobytes())
-        for name, entry in header.items():
-            if name != "__metadata__":
-                entry["data_offsets"] = [8 + length + o for o in entry["data_offsets"]]
-        return header
+        metadata = header["__metadata__"]
+        if metadata["version"] != FORMAT_VERSION:
+            raise self._error(f"shard format version {metadata['version']}, not {FORMAT_VERSION}")
+        ends = {name: header[name]["data_offsets"][1] for name in header if name != "__metadata__"}
+        if begin + max(ends.values()) != total:
+            raise self._error(f"{total} bytes, {begin + max(ends.values())} expected")
+        content = self._read(begin, max(ends[name] for name in TABLES if name in ends))
+        if metadata["checksum"] != head_checksum(header, content.data):
+            raise self._error("header or tables differ from their checksum")
+        return header, content, begin
 
-    @functools.cached_property
-    def file_names(self) -> list[str]:
-        try:
-            names = json.loads(self._header["__metadata__"]["file_names"])
-        except (KeyError, ValueError) as error:
-            raise self._error("no list of file names") from error
-        if len(names) != self._tensor_shape("images", 4)[0]:
-            raise self._error("as many file names as images expected")
-        return names
+    def _checked(self, header: dict[str, Any], content: np.ndarray, begin: int) -> _Head:
+        metadata = header.pop("__metadata__")
+        self._check_label_table(metadata)
+        height, width = json.loads(metadata["image_size"])
+        names = json.loads(metadata["file_names"])
+        tables = {
+            name: _table(name, header.pop(name), content) for name in TABLES if name in header
+        }
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        begins = {name: begin + entry["data_offsets"][0] for name, entry in header.items()}
+        self._check_offsets("instance_offsets", tables, len(names), len(tables["instance_ids"]))
+        for pixels, blob, shape in (
+            ("images", "image_blob", (len(names), 3, height, width)),
+            ("annotations", "annotation_blob", (len(names), height, width)),
+        ):
+            if blob in shapes:
+                self._check_offsets(_OFFSETS[blob], tables, len(names), shapes[blob][0])
+                if blob == "annotation_blob" and len(tables["blob_crc32"]) != len(names):
+                    raise self._error("blob_crc32 has another length than the list of images")
+            elif shapes[pixels] != shape:
+                raise self._error(f"{pixels} has shape {shapes[pixels]}, expected {shape}")
+        return _Head(metadata, begins, tables, names, (height, width))
 
-    @functools.cached_property
-    def image_size(self) -> tuple[int, int]:
-        _, channels, height, width = self._tensor_shape("images", 4)
-        if channels != 3 or self._header["images"]["dtype"] != "U8":
-            raise self._error("images are not uint8 (N, 3, H, W)")
-        return height, width
+    def _check_label_table(self, metadata: dict[str, str]) -> None:
+        ours = self._label_table
+        classes = json.loads(metadata["classes"])
+        expected = [c.name for c in ours.classes]
+        if metadata["label_table_hash"] == ours.hash and classes == expected:
+            return
+        differ = [
+            f"class {i} is {a!r} and {b!r}"
+            for i, (a, b) in enumerate(itertools.zip_longest(classes, expected))
+            if a != b
+        ]
+        raise self._error(
+            f"made with another label table ({metadata['label_table']}) than {ours.name}"
+            + "".join(f": {difference}" for difference in differ[:1])
+        )
 
-    @functools.cached_property
-    def _tables(self) -> dict[str, np.ndarray]:
-        tables = {name: self._array(name, dtype) for name, (dtype, _) in _TABLES.items()}
-        offsets, rows = tables["instance_offsets"], len(tables["instance_ids"])
-        self._check_offsets("instance_offsets", offsets, rows)
-        for name, (_, dimensions) in _TABLES.items():
-            shape = tables[name].shape
-            expected = (rows, 4)[:dimensions]
-            if name != "instance_offsets" and shape != expected:
-                raise self._error(f"{name} has shape {shape}, expected {expected}")
-        return tables
+    def _check_offsets(
+        self, name: str, tables: dict[str, np.ndarray], images: int, rows: int
+    ) -> None:
+        offsets = tables[name]
+        in_order = len(offsets) == images + 1 and offsets[0] == 0 and offsets[-1] == rows
+        if not in_order or (np.diff(offsets) < 0).any():
+            raise self._error(f"{name} does not divide {rows} rows among {images} images")
 
-    @functools.cached_property
-    def _blob_offsets(self) -> np.ndarray:
-        offsets = self._array("blob_offsets", np.int64)
-        self._check_offsets("blob_offsets", offsets, self._tensor_shape("annotation_blob", 1)[0])
-        return offsets
-
-    def table(self, row: int) -> InstanceTable:
-        tables = self._tables
-        begin, end = tables["instance_offsets"][row : row + 2]
-        columns = ("ids", "classes", "boxes", "areas", "crowd")
-        return InstanceTable(**{c: tables[f"instance_{c}"][begin:end].copy() for c in columns})
-
-    def image(self, row: int) -> torch.Tensor:
-        height, width = self.image_size
-        size = 3 * height * width
-        begin = self._header["images"]["data_offsets"][0] + row * size
-        return torch.from_numpy(self._read(begin, size)).view(3, height, width)
-
-    def instance_ids(self, row: int) -> torch.Tensor:
-        height, width = self.image_size
-        if "annotations" in self._header:
-            begin = self._header["annotations"]["data_offsets"][0]
-            raw = self._read(begin + row * height * width * 2, height * width * 2)
-        else:
-            raw = self._decompress(row, height * width * 2)
-        ids = raw.view("<u2").astype(np.int32).reshape(height, width)
-        return torch.from_numpy(ids)
-
-    def _decompress(self, row: int, size: int) -> np.ndarray:
-        first, last = (int(o) for o in self._blob_offsets[row : row + 2])
-        frame = self._read(self._header["annotation_blob"]["data_offsets"][0] + first, last - first)
-        try:
-            raw = zstandard.ZstdDecompressor().decompress(frame.tobytes(), max_output_size=size)
-        except zstandard.ZstdError as error:
-            raise self._error(f"instance ids of record {row}: {error}") from error
-        if len(raw) != size:
-            raise self._error(f"instance ids of record {row}: {len(raw)} bytes, expected {size}")
-        return np.frombuffer(raw, dtype=np.uint8)
+    def _frame(self, blob: str, row: int) -> bytes:
+        """The frame of a record in ``image_blob`` or ``annotation_blob``."""
+        first, last = self._head.tables[_OFFSETS[blob]][row : row + 2].tolist()
+        return self._read(self._head.begins[blob] + first, last - first).tobytes()
 
     def _read(self, begin: int, size: int) -> np.ndarray:
         """(size,) uint8, a fresh copy of the bytes from ``begin`` on."""
@@ -185,26 +267,23 @@ class ShardFile:
             done += count
         return buffer
 
-    def _array(self, name: str, dtype: type) -> np.ndarray:
-        shape = self._tensor_shape(name)
-        begin, end = self._header[name]["data_offsets"]
-        if end - begin != int(np.prod(shape)) * np.dtype(dtype).itemsize:
-            raise self._error(f"{name} is not of type {np.dtype(dtype).name}")
-        return self._read(begin, end - begin).view(dtype).reshape(shape)
-
-    def _tensor_shape(self, name: str, dimensions: int | None = None) -> tuple[int, ...]:
-        if name not in self._header:
-            raise self._error(f"no tensor {name!r}")
-        shape = tuple(self._header[name]["shape"])
-        if dimensions is not None and len(shape) != dimensions:
-            raise self._error(f"{name} has shape {shape}, expected {dimensions} dimensions")
-        return shape
-
-    def _check_offsets(self, name: str, offsets: np.ndarray, total: int) -> None:
-        images = len(self.file_names)
-        in_order = len(offsets) == images + 1 and offsets[0] == 0 and offsets[-1] == total
-        if not in_order or (np.diff(offsets) < 0).any():
-            raise self._error(f"{name} does not divide {total} rows among {images} images")
-
     def _error(self, problem: str) -> ShardError:
         return ShardError(f"{self.path}: {problem}; delete it and {PREPARE} again")
+
+
+def head_checksum(header: dict[str, Any], tables: bytes | memoryview) -> str:
+    """SHA-256 of a header, without the entry "checksum" itself, and the bytes of the tables."""
+    metadata = {k: v for k, v in header["__metadata__"].items() if k != "checksum"}
+    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode())
+    digest.update(tables)
+    return digest.hexdigest()
+
+
+def _table(name: str, entry: dict[str, Any], content: np.ndarray) -> np.ndarray:
+    dtype, dimensions = TABLES[name]
+    begin, end = entry["data_offsets"]
+    array = content[begin:end].view(dtype).reshape(entry["shape"])
+    if array.shape != (len(array), 4)[:dimensions]:
+        raise ValueError(f"{name} has shape {array.shape}")
+    return array

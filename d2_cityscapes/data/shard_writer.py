@@ -1,59 +1,55 @@
-"""Writing shards: a list of sources becomes safetensors files and their ``index.json``.
+"""Writing shards: lists of sources become safetensors files and their ``index.json``.
 
-The same sources give the same bytes, whatever the number of workers. Every file is written under a
-temporary name, flushed to disk and renamed, and the index is rewritten after each shard, so a
-killed run leaves only whole shards and the next one continues behind them.
+The same sources give the same bytes, whatever the number of workers. All sources are checked, and
+the room on the disk is, before the first shard is begun. Every file is written under a temporary
+name, flushed to disk and renamed, and the index is rewritten after each shard, so a killed run
+leaves only whole shards and the next one continues behind them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
-import zstandard
 from tqdm import tqdm
 
-from d2_cityscapes.data.instances import InstanceTable, find_instances
-from d2_cityscapes.data.shard_file import FORMAT_VERSION, ShardError
-from d2_cityscapes.data.shards import INDEX_NAME, ShardReader, read_index
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.data.image_codecs import find_codec
+from d2_cityscapes.data.shard_encoder import ANNOTATION_CODECS, encode_image, write_shard
+from d2_cityscapes.data.shard_file import ShardError
+from d2_cityscapes.data.shard_index import (
+    fingerprint,
+    index_entry,
+    load_entries,
+    shard_metadata,
+    write_index,
+)
+from d2_cityscapes.data.shards import INDEX_NAME
+from d2_cityscapes.data.source_check import Size, Source, check_sources
+from d2_cityscapes.data.worker_pool import map_in_order, worker_pool
+from d2_cityscapes.files import lock_folder, remove_temporaries
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 
-__all__ = ["ANNOTATION_CODECS", "Source", "verify_shards", "write_shards"]
+__all__ = ["write_shards", "write_splits"]
 
-ANNOTATION_CODECS = ("zstd", "raw")
-_ZSTD_LEVEL = 9
-_SAFETENSORS_TYPES = {
-    "int64": "I64",
-    "int32": "I32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+_SAMPLES = 8  # images that are compressed to estimate the room for all
+_MARGIN = 1.15  # of that estimate
 
 
-class Source(Protocol):
-    """One annotated image to be packed; must be picklable to reach worker processes."""
+@dataclass(frozen=True)
+class _Part:
+    """One shard to be."""
 
-    file_name: str  # base name, unique within a split
-    size: tuple[int, int]  # (H, W)
-    fingerprint: str  # changes when the source changes; cheap to compute
-
-    def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-
-    def instance_ids(self) -> np.ndarray:
-        """(H, W) integers in the encoding of `d2_cityscapes.labels`."""
+    name: str
+    split: str
+    partition: int  # from 1
+    partitions: int
+    sources: Sequence[Source]
 
 
 def write_shards(
@@ -63,279 +59,209 @@ def write_shards(
     split: str,
     partitions: int = 1,
     annotation_codec: str = "zstd",
+    image_codec: str = "none",
     workers: int = 1,
     table: LabelTable = CITYSCAPES,
     progress: bool = False,
 ) -> list[Path]:
+    """Pack the sources of one split; see `write_splits`.
+
+    Returns:
+        The paths of all shards of the split.
+    """
+    written = write_splits(
+        {split: sources},
+        output,
+        partitions={split: partitions},
+        annotation_codec=annotation_codec,
+        image_codec=image_codec,
+        workers=workers,
+        table=table,
+        progress=progress,
+    )
+    return written[split]
+
+
+def write_splits(
+    splits: Mapping[str, Sequence[Source]],
+    output: str | Path,
+    *,
+    partitions: Mapping[str, int],
+    annotation_codec: str = "zstd",
+    image_codec: str = "none",
+    workers: int = 1,
+    table: LabelTable = CITYSCAPES,
+    progress: bool = False,
+) -> dict[str, list[Path]]:
     """Pack sources, in their order, into contiguous shards of nearly equal size.
 
     Shards that a previous call with the same sources finished are kept as they are.
 
     Args:
-        sources: the images of one split, all of one size.
+        splits: name of a split, e.g. "train" -> its images, all of one size.
         output: folder of the shards and of ``index.json``; created if need be.
-        split: name of the split, e.g. "train".
-        partitions: number of shards; fewer where there are fewer sources.
+        partitions: split -> number of shards; fewer where there are fewer sources.
         annotation_codec: "zstd" (13 kB a map) or "raw" (plain uint16 maps, 4 MB each at 1024x2048).
+        image_codec: "none" (6.3 MB an image at 1024x2048), or lossless: "zstd", "jpeg2000-ht".
         workers: processes that decode and compress.
         table: the classes; ids that it does not know are refused.
-        progress: show a progress bar.
+        progress: show progress bars.
 
     Returns:
-        The paths of all shards of the split.
+        Split -> the paths of all its shards.
 
     Raises:
-        ShardError: sources of different sizes or with unknown ids, shards of the same split from
-            other sources in the folder, or too little room on the disk.
+        ShardError: everything that is wrong with the sources, shards of the same split from other
+            sources in the folder, or too little room on the disk.
+        D2CityscapesError: another process is packing into the folder, or the disk refused.
     """
     output = Path(output)
+    _check_codecs(annotation_codec, image_codec)
+    parts = [p for split in splits for p in _plan(splits[split], split, partitions[split])]
+    with worker_pool(workers) as pool, lock_folder(output) as locked:
+        if locked:
+            remove_temporaries(output, ("*.safetensors", INDEX_NAME))
+        entries, changed = load_entries(output, splits, table)
+        todo = _pending(output, parts, entries, annotation_codec, image_codec)
+        sizes = check_sources(
+            {split: [s for p in todo if p.split == split for s in p.sources] for split in splits},
+            pool,
+            table=table,
+            packed_sizes=_packed_sizes(entries, splits),
+            progress=progress,
+        )
+        _check_room(output, todo, sizes, pool, annotation_codec, image_codec)
+        if changed:
+            write_index(output, entries, table)
+        images = sum(len(part.sources) for part in todo)
+        with tqdm(
+            total=images, desc="packing", unit="image", disable=not (progress and todo)
+        ) as bar:
+            for part in todo:
+                path = output / part.name
+                metadata = shard_metadata(
+                    part.sources,
+                    split=part.split,
+                    partition=part.partition,
+                    partitions=part.partitions,
+                    image_size=sizes[part.split],
+                    annotation_codec=annotation_codec,
+                    image_codec=image_codec,
+                    table=table,
+                )
+                digest = write_shard(
+                    path,
+                    part.sources,
+                    pool,
+                    metadata=metadata,
+                    size=sizes[part.split],
+                    table=table,
+                    on_image=bar.update,
+                )
+                entries[part.name] = index_entry(path, metadata, digest)
+                write_index(output, entries, table)
+    return {split: [output / p.name for p in parts if p.split == split] for split in splits}
+
+
+def _check_codecs(annotation_codec: str, image_codec: str) -> None:
     if annotation_codec not in ANNOTATION_CODECS:
         raise ShardError(
             f"annotation codec {annotation_codec!r}; use {' or '.join(ANNOTATION_CODECS)}"
         )
+    if image_codec != "none":
+        find_codec(image_codec)
+
+
+def _plan(sources: Sequence[Source], split: str, partitions: int) -> list[_Part]:
+    """Contiguous parts; the first ones take the remainder."""
+    if partitions < 1:
+        raise ShardError(f"{partitions} partitions of {split}; give 1 or more")
     if not sources:
         raise ShardError(f"no images to pack for split {split!r}")
-    sizes = {source.size for source in sources}
-    if len(sizes) > 1:
-        raise ShardError(f"images of one split must have one size (H, W), found {sorted(sizes)}")
-    plans = _plan(sources, split, partitions)
-    entries = _existing_entries(output)
-    todo = [
-        name for name in plans if not _is_done(output, entries, name, plans[name], annotation_codec)
-    ]
-    stale = [n for n, e in entries.items() if e["split"] == split and (n not in plans or n in todo)]
-    if stale:
-        raise ShardError(
-            f"{output}: holds shards of split {split!r} made from other images or settings "
-            f"({', '.join(sorted(stale))}); delete them and {INDEX_NAME}, or name another folder"
+    count = min(partitions, len(sources))
+    bounds = np.cumsum([0] + [len(part) for part in np.array_split(np.arange(len(sources)), count)])
+    return [
+        _Part(
+            f"{split}_{k + 1:02d}of{count:02d}.safetensors",
+            split,
+            k + 1,
+            count,
+            sources[bounds[k] : bounds[k + 1]],
         )
-    _check_room(output, [s for name in todo for s in plans[name]], annotation_codec)
-    output.mkdir(parents=True, exist_ok=True)
-    images = sum(len(plans[name]) for name in todo)
-    with (
-        ProcessPoolExecutor(max(workers, 1)) as pool,
-        tqdm(total=images, desc=f"packing {split}", unit="image", disable=not progress) as bar,
-    ):
-        for name in todo:
-            path, part = output / name, plans[name]
-            number = list(plans).index(name) + 1
-            _write_shard(
-                path, part, pool, bar,
-                split=split, partition=number, partitions=len(plans),
-                codec=annotation_codec, table=table,
-            )  # fmt: skip
-            entries[name] = {
-                "file": name,
-                "split": split,
-                "partition": number,
-                "partitions": len(plans),
-                "annotation_codec": annotation_codec,
-                "size": path.stat().st_size,
-                "sha256": _sha256(path),
-                "sources": _fingerprint(part),
-                "images": [source.file_name for source in part],
-            }
-            _write_index(output, entries, table)
-    return [output / name for name in plans]
+        for k in range(count)
+    ]
 
 
-def verify_shards(
-    sources: Sequence[Source], output: str | Path, *, split: str, progress: bool = False
-) -> None:
-    """Compare the shards of a split with their checksums and, record by record, with the sources.
+def _pending(
+    output: Path,
+    parts: Sequence[_Part],
+    entries: dict[str, dict[str, Any]],
+    annotation_codec: str,
+    image_codec: str,
+) -> list[_Part]:
+    """The parts that are not in the folder yet.
 
     Raises:
-        ShardError: the first difference, naming the shard and the image.
+        ShardError: the folder has shards of these splits that do not belong to the parts.
     """
-    output = Path(output)
-    for entry in read_index(output)["shards"]:
-        if entry["split"] == split and _sha256(output / entry["file"]) != entry["sha256"]:
-            raise ShardError(
-                f"{output / entry['file']}: SHA-256 differs from {INDEX_NAME}; delete it"
-            )
-    reader = ShardReader(output, split=split)
-    if reader.file_names != [source.file_name for source in sources]:
+    todo = []
+    stale = {
+        name for name, entry in entries.items() if entry["split"] in {part.split for part in parts}
+    } - {part.name for part in parts}
+    for part in parts:
+        entry, made_from = entries.get(part.name), fingerprint(part.sources)
+        if entry is None or not made_from:  # unreadable sources are found by the check that follows
+            todo.append(part)
+        elif (entry["sources"], entry["annotation_codec"], entry["image_codec"]) != (
+            made_from,
+            annotation_codec,
+            image_codec,
+        ):
+            stale.add(part.name)
+    if stale:
         raise ShardError(
-            f"{output}: the shards of split {split!r} hold other images than the source"
+            f"{output}: holds shards made from other images or settings "
+            f"({', '.join(sorted(stale))}); delete them or name another folder"
         )
-    for i, source in enumerate(tqdm(sources, desc=f"verifying {split}", disable=not progress)):
-        record = reader[i]
-        same_image = np.array_equal(record.image.numpy(), source.image().transpose(2, 0, 1))
-        if not same_image or not np.array_equal(record.instance_ids.numpy(), source.instance_ids()):
-            raise ShardError(f"{reader.source(i)[0]}: {source.file_name} differs from its source")
+    return todo
 
 
-def _plan(sources: Sequence[Source], split: str, partitions: int) -> dict[str, list[Source]]:
-    """Shard name -> its contiguous part of the sources; the first parts take the remainder."""
-    count = max(1, min(partitions, len(sources)))
-    bounds = np.cumsum([0] + [len(part) for part in np.array_split(np.arange(len(sources)), count)])
-    return {
-        f"{split}_{k + 1:02d}of{count:02d}.safetensors": list(sources[bounds[k] : bounds[k + 1]])
-        for k in range(count)
-    }
+def _packed_sizes(
+    entries: dict[str, dict[str, Any]], splits: Mapping[str, Sequence[Source]]
+) -> dict[str, list[Size]]:
+    """Split -> size of each of its images that is in a shard already."""
+    sizes: dict[str, list[Size]] = {split: [] for split in splits}
+    for entry in entries.values():
+        if entry["split"] in sizes:
+            height, width = entry["image_size"]
+            sizes[entry["split"]] += [(height, width)] * len(entry["images"])
+    return sizes
 
 
-def _existing_entries(output: Path) -> dict[str, dict]:
-    if not (output / INDEX_NAME).exists():
-        return {}
-    return {entry["file"]: entry for entry in read_index(output)["shards"]}
-
-
-def _is_done(
-    output: Path, entries: dict[str, dict], name: str, part: Sequence[Source], codec: str
-) -> bool:
-    entry, path = entries.get(name), output / name
-    if entry is None:
-        return False
-    if not path.exists() or path.stat().st_size != entry["size"]:
-        del entries[name]  # the file is gone or damaged: write it anew
-        return False
-    return entry["sources"] == _fingerprint(part) and entry["annotation_codec"] == codec
-
-
-def _fingerprint(part: Sequence[Source]) -> str:
-    return hashlib.sha256(
-        json.dumps([[s.file_name, s.fingerprint] for s in part]).encode()
-    ).hexdigest()
-
-
-def _check_room(output: Path, sources: Sequence[Source], codec: str) -> None:
-    pixels = sum(height * width for height, width in (s.size for s in sources))
-    needed = pixels * (5 if codec == "raw" else 3) + pixels // 20
-    existing = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+def _check_room(
+    output: Path,
+    todo: Sequence[_Part],
+    sizes: Mapping[str, Size],
+    pool: ProcessPoolExecutor | None,
+    annotation_codec: str,
+    image_codec: str,
+) -> None:
+    needed, about = 0.0, ""
+    for split in {part.split: None for part in todo}:
+        sources = [source for part in todo if part.split == split for source in part.sources]
+        height, width = sizes[split]
+        image = 3.0 * height * width
+        if image_codec != "none":
+            samples = sources[:: -(-len(sources) // _SAMPLES)]
+            encode = partial(encode_image, codec=image_codec, size=(height, width))
+            lengths = [len(frame) for frame in map_in_order(pool, encode, samples)]
+            image = _MARGIN * sum(lengths) / len(lengths)
+            about = f"about (from {_SAMPLES} images a split) "
+        ids = height * width * (2 if annotation_codec == "raw" else 1 / 20)
+        needed += len(sources) * (image + ids)
+    free = shutil.disk_usage(output).free
     if needed > free:
         raise ShardError(
-            f"{output}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
+            f"{output}: needs {about}{needed / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free; "
+            "make room or name another folder"
         )
-
-
-def _write_shard(
-    path: Path,
-    sources: Sequence[Source],
-    pool: ProcessPoolExecutor,
-    bar: tqdm,
-    *,
-    split: str,
-    partition: int,
-    partitions: int,
-    codec: str,
-    table: LabelTable,
-) -> None:
-    height, width = sources[0].size
-    annotate = partial(_annotate, codec=codec, table=table)
-    blobs, tables = zip(*_map_in_order(pool, annotate, sources), strict=True)
-    columns = {
-        "instance_offsets": _offsets([len(t) for t in tables]),
-        "instance_areas": np.concatenate([t.areas for t in tables]),
-        "instance_ids": np.concatenate([t.ids for t in tables]),
-        "instance_boxes": np.concatenate([t.boxes for t in tables]),
-        "instance_classes": np.concatenate([t.classes for t in tables]),
-        "instance_crowd": np.concatenate([t.crowd for t in tables]),
-    }
-    annotations = np.frombuffer(b"".join(blobs), dtype=np.uint8)
-    if codec == "raw":
-        columns["annotations"] = annotations.view(np.uint16).reshape(len(sources), height, width)
-    else:
-        columns["blob_offsets"] = _offsets([len(blob) for blob in blobs])
-        columns["annotation_blob"] = annotations
-    # wide types first keeps every tensor aligned; the images, last, are streamed
-    columns = dict(sorted(columns.items(), key=lambda item: -item[1].dtype.itemsize))
-    metadata = {
-        "version": FORMAT_VERSION,
-        "split": split,
-        "partition": str(partition),
-        "partitions": str(partitions),
-        "label_table": table.name,
-        "label_table_hash": table.hash,
-        "classes": json.dumps([c.name for c in table.classes]),
-        "file_names": json.dumps([source.file_name for source in sources]),
-    }
-    shape = (len(sources), 3, height, width)
-
-    def content() -> Iterator[bytes]:
-        yield _header(columns, shape, metadata)
-        for array in columns.values():
-            yield array.tobytes()
-        for image in _map_in_order(pool, _load_image, sources):
-            yield image.tobytes()
-            bar.update()
-
-    write_atomically(path, content())
-
-
-def _header(
-    columns: dict[str, np.ndarray], images_shape: tuple[int, ...], metadata: dict[str, str]
-) -> bytes:
-    """The length-prefixed JSON header of a safetensors file, padded to 8 bytes."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    position = 0
-    layout = [(name, array.dtype.name, array.shape) for name, array in columns.items()]
-    for name, dtype, shape in [*layout, ("images", "uint8", images_shape)]:
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        header[name] = {
-            "dtype": _SAFETENSORS_TYPES[dtype],
-            "shape": list(shape),
-            "data_offsets": [position, position + size],
-        }
-        position += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _offsets(lengths: Sequence[int]) -> np.ndarray:
-    return np.cumsum([0, *lengths], dtype=np.int64)
-
-
-def _annotate(source: Source, *, codec: str, table: LabelTable) -> tuple[bytes, InstanceTable]:
-    ids = source.instance_ids()
-    if ids.shape != source.size:
-        raise ShardError(f"{source.file_name}: id map of {ids.shape}, image of {source.size}")
-    unknown = table.unknown_ids(ids)
-    if unknown:
-        raise ShardError(
-            f"{source.file_name}: ids {unknown[:5]} are not in the {table.name} label table"
-        )
-    raw = ids.astype("<u2").tobytes()
-    if codec == "zstd":
-        compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
-        return compressor.compress(raw), find_instances(ids, table)
-    return raw, find_instances(ids, table)
-
-
-def _load_image(source: Source) -> np.ndarray:
-    image = source.image()
-    if image.shape != (*source.size, 3) or image.dtype != np.uint8:
-        raise ShardError(
-            f"{source.file_name}: {image.dtype} image of {image.shape}, expected uint8 RGB"
-        )
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
-
-
-def _map_in_order(
-    pool: ProcessPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Iterator[_Result]:
-    """Like ``pool.map``, with a bounded number of results waiting to be taken."""
-    waiting: deque[Future[_Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= 16:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _write_index(output: Path, entries: dict[str, dict], table: LabelTable) -> None:
-    index = {
-        "version": FORMAT_VERSION,
-        "label_table": table.name,
-        "label_table_hash": table.hash,
-        "shards": [entries[name] for name in sorted(entries)],
-    }
-    write_atomically(output / INDEX_NAME, [json.dumps(index, indent=1).encode()])
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

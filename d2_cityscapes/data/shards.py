@@ -128,7 +128,7 @@ class ShardReader:
     def id_map(self, index: int) -> np.ndarray:
         """(H, W) uint16 instance-id map of a record alone, as it is stored."""
         shard, row = self._locate(index)
-        return shard.instance_ids(row).numpy().astype(np.uint16)
+        return shard.id_map(row)
 
     def table(self, index: int) -> InstanceTable:
         """Table of a record's thing segments; no pixel is read."""

@@ -13,10 +13,19 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from d2_cityscapes.config import get_cfg
+from d2_cityscapes.config import get_cfg, model_tasks
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.expected import parse_expected
 
-__all__ = ["ConfigError", "check_datasets", "check_gpus", "check_weights_file", "load_config"]
+__all__ = [
+    "ConfigError",
+    "check_datasets",
+    "check_expected_results",
+    "check_gpus",
+    "check_weights_file",
+    "load_config",
+    "validation_dataset",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +83,49 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
     """
     if train and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name a dataset to train on")
-    for name in (*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST):
+    names = [*cfg.DATASETS.TEST]
+    if train:
+        names += cfg.DATASETS.TRAIN
+        if cfg.TEST.VAL_LOSS_PERIOD > 0:
+            names.append(validation_dataset(cfg))
+    for name in dict.fromkeys(names):
         if name not in DatasetCatalog.list():
             near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise ConfigError(f"DATASETS: {name!r} is not registered{hint}")
         DatasetCatalog.get(name)
+
+
+def validation_dataset(cfg: CfgNode) -> str:
+    """The dataset of the validation losses: TEST.VAL_LOSS_DATASET, else the first of DATASETS.TEST.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    names = [name for name in (cfg.TEST.VAL_LOSS_DATASET, *cfg.DATASETS.TEST) if name]
+    if not names:
+        raise ConfigError(
+            f"TEST.VAL_LOSS_PERIOD {cfg.TEST.VAL_LOSS_PERIOD}: name a dataset in "
+            "TEST.VAL_LOSS_DATASET or DATASETS.TEST"
+        )
+    return names[0]
+
+
+def check_expected_results(cfg: CfgNode) -> None:
+    """Refuse entries of TEST.EXPECTED_RESULTS that no evaluation of this config can meet.
+
+    Raises:
+        D2CityscapesError: an entry of another form, or of a task or dataset that is not scored.
+    """
+    for entry in parse_expected(cfg.TEST.EXPECTED_RESULTS):
+        if entry.task not in model_tasks(cfg):
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS: {entry}: the model predicts {', '.join(model_tasks(cfg))}"
+            )
+        if entry.dataset not in (None, *cfg.DATASETS.TEST):
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS: {entry}: DATASETS.TEST is {', '.join(cfg.DATASETS.TEST)}"
+            )
 
 
 def check_gpus(num_gpus: int) -> None:

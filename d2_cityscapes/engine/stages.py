@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from d2_cityscapes.cli import run
 from d2_cityscapes.engine.setup import check_datasets, check_weights_file, load_config
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, read_results
 from d2_cityscapes.modeling.anchors import fit_anchors
 
@@ -31,6 +32,7 @@ _HEADLINES = (
     ("panoptic_seg", "PQ_dagger"),
     ("segm", "AP"),
     ("segm", "AP50"),
+    ("segm_cityscapes", "AP"),
     ("bbox", "AP"),
     ("bbox", "AP50"),
     ("sem_seg", "mIoU"),
@@ -159,26 +161,24 @@ def summary(plan: Sequence[Stage]) -> list[str]:
 
 
 def _check_expected_results(stage: Stage) -> None:
-    values = {(row.task, row.metric): row.value for row in read_results(stage.results)[0]}
-    for task, metric, expected, tolerance in stage.cfg.TEST.EXPECTED_RESULTS:
-        value = values.get((task, metric))
-        if value is None or abs(value - expected) > tolerance:
-            raise StageError(
-                f"stage {stage.number}: {task} {metric} is {value}, TEST.EXPECTED_RESULTS asks for "
-                f"{expected} +- {tolerance}; delete {stage.output_dir} to train it again"
-            )
+    try:
+        check_expected(stage.cfg.TEST.EXPECTED_RESULTS, read_results(stage.results)[0])
+    except ExpectationError as error:
+        raise StageError(
+            f"stage {stage.number}: {error}; delete {stage.output_dir} to train it again",
+            details=error.details,
+        ) from error
 
 
 def _headline(rows: Sequence[ResultRow]) -> str:
     found = {(row.task, row.metric): row for row in rows}
-    shown = [found[key] for key in _HEADLINES if key in found]
-    numbers = [
-        f"{row.task} {row.metric} {'-' if row.value is None else f'{row.value:.1f}'}"
-        for row in shown
-    ]
-    scope = {f"{row.dataset}, {row.images} images" for row in shown}
-    protocols = sorted({row.protocol for row in shown})
-    return f"{', '.join(numbers)} ({'; '.join(sorted(scope))}; {' and '.join(protocols)} protocol)"
+    by_protocol: dict[str, list[str]] = {}
+    for row in (found[key] for key in _HEADLINES if key in found):
+        value = "-" if row.value is None else f"{row.value:.1f}"
+        by_protocol.setdefault(row.protocol, []).append(f"{row.task} {row.metric} {value}")
+    numbers = [f"{', '.join(n)} ({protocol} protocol)" for protocol, n in by_protocol.items()]
+    scope = sorted({f"{row.dataset}, {row.images} images" for row in rows})
+    return f"{', '.join(numbers)}; {'; '.join(scope)}"
 
 
 def _final_weights(output_dir: Path) -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, default_setup
-from detectron2.engine.hooks import CallbackHook
-from detectron2.evaluation import DatasetEvaluators, verify_results
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_setup
+from detectron2.engine.hooks import CallbackHook, EvalHook
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -21,9 +21,17 @@ from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, see
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.optimizer import build_optimizer
-from d2_cityscapes.engine.setup import ConfigError, check_datasets, check_weights_file, load_config
+from d2_cityscapes.engine.setup import (
+    ConfigError,
+    check_datasets,
+    check_expected_results,
+    check_weights_file,
+    load_config,
+)
+from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
 from d2_cityscapes.evaluation.evaluators import build_evaluator
-from d2_cityscapes.evaluation.results import add_weights, write_results
+from d2_cityscapes.evaluation.expected import check_expected
+from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
 from d2_cityscapes.modeling.build import build_model
 
 __all__ = ["Trainer", "evaluate", "setup", "train"]
@@ -81,6 +89,18 @@ class Trainer(DefaultTrainer):
             logger.info("results written to %s", path)
         return results
 
+    def train(self) -> dict | None:
+        """Train, evaluate, and check TEST.EXPECTED_RESULTS.
+
+        Returns:
+            The results of the last evaluation; None on other ranks than the first.
+        """
+        TrainerBase.train(self, self.start_iter, self.max_iter)  # DefaultTrainer checks one dataset
+        if not comm.is_main_process():
+            return None
+        _check_results(self.cfg)
+        return self._last_eval_results
+
     def run_step(self) -> None:
         # A step's random numbers follow from its number: so they need no place in the checkpoint
         # (which only the first rank writes), and no evaluation in between shifts them.
@@ -112,9 +132,21 @@ class Trainer(DefaultTrainer):
         freeze = self.cfg.MODEL.FREEZE
         if freeze.MODULES:
             hooks.insert(0, FreezeHook(freeze.MODULES, norm_eval=freeze.NORM_EVAL))
+        period = self.cfg.TEST.VAL_LOSS_PERIOD
+        if period > 0:
+            # before the writers, which come after the evaluation
+            evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+            validation = ValidationLossHook(period, build_validation_loader(self.cfg))
+            hooks.insert(evaluation, validation)
         if comm.is_main_process():
             hooks.append(CallbackHook(after_train=_sign_results))
         return hooks
+
+
+def _check_results(cfg: CfgNode) -> None:
+    """Hold the results.json just written against TEST.EXPECTED_RESULTS."""
+    rows, _ = read_results(Path(cfg.OUTPUT_DIR) / "results.json")
+    check_expected(cfg.TEST.EXPECTED_RESULTS, rows)
 
 
 def _sign_results(trainer: Trainer) -> None:
@@ -129,6 +161,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     check_weights_file(cfg)
     check_datasets(cfg, train=not args.eval_only)
+    check_expected_results(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_cityscapes")
     return cfg
@@ -162,5 +195,5 @@ def evaluate(cfg: CfgNode) -> dict:
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model, weights=cfg.MODEL.WEIGHTS)
     if comm.is_main_process():
-        verify_results(cfg, results)
+        _check_results(cfg)
     return results

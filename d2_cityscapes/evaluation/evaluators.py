@@ -11,15 +11,22 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.instance_evaluators import InstanceEvaluator
+from d2_cityscapes.evaluation.instance_evaluators import (
+    CityscapesInstanceEvaluator,
+    InstanceEvaluator,
+)
 from d2_cityscapes.evaluation.panoptic_evaluator import PanopticEvaluator
 from d2_cityscapes.evaluation.pictures import PictureWriter
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.evaluation.sem_seg_evaluator import SemSegEvaluator
 from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator
+from d2_cityscapes.evaluation.submission import PanopticSubmissionWriter, SemSegSubmissionWriter
+from d2_cityscapes.evaluation.submission_instances import InstanceSubmissionWriter
 
 __all__ = [
     "EVALUATORS",
+    "SUBMISSION_WRITERS",
+    "CityscapesInstanceEvaluator",
     "InstanceEvaluator",
     "PanopticEvaluator",
     "SemSegEvaluator",
@@ -45,8 +52,17 @@ class ShardEvaluators(DatasetEvaluators):
 EVALUATORS: dict[str, Callable[[str, Sequence[str]], ShardEvaluator]] = {
     "bbox": InstanceEvaluator,
     "segm": InstanceEvaluator,
+    "segm_cityscapes": CityscapesInstanceEvaluator,
     "sem_seg": SemSegEvaluator,
     "panoptic_seg": PanopticEvaluator,
+}
+
+
+# Task -> folder of its submission, and what writes it.
+SUBMISSION_WRITERS: dict[str, tuple[str, Callable[[str, Path], DatasetEvaluator]]] = {
+    "segm": ("instance", InstanceSubmissionWriter),
+    "sem_seg": ("semantic", SemSegSubmissionWriter),
+    "panoptic_seg": ("panoptic", PanopticSubmissionWriter),
 }
 
 
@@ -55,7 +71,8 @@ def build_evaluator(
 ) -> ShardEvaluators:
     """The evaluators of all tasks that the model predicts and the dataset has the truth of.
 
-    Where cfg.TEST.NUM_PICTURES asks for it, pictures go to <output_dir>/pictures/<dataset_name>.
+    Where cfg.TEST.NUM_PICTURES asks for it, pictures go to <output_dir>/pictures/<dataset_name>;
+    where cfg.TEST.SUBMISSION does, submissions go to <output_dir>/submission/<dataset_name>.
 
     Args:
         cfg: config of the model.
@@ -65,6 +82,7 @@ def build_evaluator(
     Raises:
         D2CityscapesError: another dataset, or one without any of the model's tasks.
     """
+    tasks, output = model_tasks(cfg), Path(output_dir or cfg.OUTPUT_DIR)
     known = getattr(MetadataCatalog.get(dataset_name), "tasks", None)
     if known is None:
         raise D2CityscapesError(
@@ -72,16 +90,23 @@ def build_evaluator(
             "d2_cityscapes.data.register_cityscapes_shards"
         )
     chosen: dict[Callable[[str, Sequence[str]], ShardEvaluator], list[str]] = {}
-    for task in model_tasks(cfg):
+    for task in tasks:
         if task in known:
             chosen.setdefault(EVALUATORS[task], []).append(task)
-    if not chosen:
+    evaluators: list[DatasetEvaluator] = [make(dataset_name, t) for make, t in chosen.items()]
+    if cfg.TEST.SUBMISSION:
+        folder = output / "submission" / dataset_name
+        evaluators += [
+            make(dataset_name, folder / kind)
+            for task, (kind, make) in SUBMISSION_WRITERS.items()
+            if task in tasks
+        ]
+    if not evaluators:
         raise D2CityscapesError(
             f"DATASETS.TEST {dataset_name}: has the truth of {', '.join(known)}, but the model "
-            f"predicts {', '.join(model_tasks(cfg))}"
+            f"predicts {', '.join(tasks)}"
         )
-    evaluators: list[DatasetEvaluator] = [make(dataset_name, t) for make, t in chosen.items()]
     if cfg.TEST.NUM_PICTURES > 0:
-        folder = Path(output_dir or cfg.OUTPUT_DIR) / "pictures" / dataset_name
+        folder = output / "pictures" / dataset_name
         evaluators.append(PictureWriter(dataset_name, folder, cfg.TEST.NUM_PICTURES))
     return ShardEvaluators(evaluators)

@@ -1,52 +1,110 @@
 """Scoring of boxes and masks.
 
-Shape letters: H, W pixels of the annotated image.
+Every image is matched with its truth when it comes; only small tables of that are kept.
 """
 
 from __future__ import annotations
 
-from d2_cityscapes.data.shards import open_shard
-from d2_cityscapes.evaluation.coco import CocoImage, coco_scores, predicted_objects, true_objects
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+
+from d2_cityscapes.data.shards import ShardReader, open_shard
+from d2_cityscapes.evaluation.cityscapes_instances import (
+    PROTOCOL,
+    CityscapesMatches,
+    cityscapes_scores,
+    match_masks,
+)
+from d2_cityscapes.evaluation.coco import coco_scores
+from d2_cityscapes.evaluation.coco_matching import (
+    CocoMatches,
+    match_objects,
+    predicted_objects,
+    true_objects,
+)
+from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once
 
-__all__ = ["InstanceEvaluator"]
+__all__ = ["CityscapesInstanceEvaluator", "InstanceEvaluator"]
 
 
-class InstanceEvaluator(ShardEvaluator):
-    """Tasks "bbox" and "segm" of ``output["instances"]``, by the COCO protocol."""
+class _MatchingEvaluator(ShardEvaluator):
+    """Base: keeps what `_match` makes of ``output["instances"]`` for each image."""
 
     def reset(self) -> None:
-        self._images: dict[str, CocoImage] = {}
+        self._matches: dict[str, Any] = {}
 
     def _add(self, image: dict, output: dict) -> None:
         reader, index = open_shard(image["shard"], self.table), image["index"]
-        with_masks = "segm" in self.tasks
-        found = output["instances"].to("cpu")
-        self._images[image["image_id"]] = CocoImage(
-            size=reader.image_size(index),
-            truth=true_objects(
-                reader.table(index),
-                reader.instance_ids(index).numpy() if with_masks else None,
-                self.table,
-            ),
-            predictions=predicted_objects(
-                found.pred_boxes.tensor.numpy(),
-                found.pred_classes.numpy(),
-                found.scores.numpy(),
-                found.pred_masks.numpy() if with_masks else None,
-            ),
+        found: Instances = output["instances"].to("cpu")
+        if tuple(found.image_size) != reader.image_size(index):
+            raise InvalidMapError(
+                f"prediction of size {tuple(found.image_size)} for {image['image_id']}, whose "
+                f"annotation is {reader.image_size(index)}: resize it to the annotated image"
+            )
+        self._matches[image["image_id"]] = self._match(found, reader, index)
+
+    def _match(self, found: Instances, reader: ShardReader, index: int) -> Any:
+        raise NotImplementedError
+
+    def _state(self) -> dict[str, Any]:
+        return self._matches
+
+
+class InstanceEvaluator(_MatchingEvaluator):
+    """Tasks "bbox" and "segm", by the COCO protocol."""
+
+    def _match(self, found: Instances, reader: ShardReader, index: int) -> dict[str, CocoMatches]:
+        masks = ids = None
+        if "segm" in self.tasks:
+            masks, ids = _masks(found), reader.instance_ids(index).numpy()
+        truth = true_objects(reader.table(index), ids, self.table)
+        predictions = predicted_objects(
+            found.pred_boxes.tensor.numpy(), found.pred_classes.numpy(), found.scores.numpy(), masks
         )
+        return {task: match_objects(truth, predictions, task, self.table) for task in self.tasks}
 
-    def _state(self) -> dict[str, CocoImage]:
-        return self._images
-
-    def _score(self, states: list[dict[str, CocoImage]]) -> list[ResultRow]:
-        images = {name: image for part in states for name, image in part.items()}
+    def _score(self, states: list[dict[str, dict[str, CocoMatches]]]) -> list[ResultRow]:
+        images = each_once(states)
         rows = []
         for task in self.tasks:
-            scores = coco_scores(images, task, self.table)
-            rows += make_rows(
-                task, scores, protocol="COCO", dataset=self.dataset_name, images=len(images)
-            )
+            matches = {name: image[task] for name, image in images.items()}
+            for protocol, scores in coco_scores(matches, task, self.table).items():
+                rows += make_rows(
+                    task, scores, protocol=protocol, dataset=self.dataset_name, images=len(images)
+                )
         return rows
+
+
+class CityscapesInstanceEvaluator(_MatchingEvaluator):
+    """Task "segm_cityscapes": masks by the rules of the Cityscapes benchmark."""
+
+    def _match(self, found: Instances, reader: ShardReader, index: int) -> CityscapesMatches:
+        return match_masks(
+            _masks(found),
+            found.pred_classes.numpy(),
+            found.scores.numpy(),
+            reader.instance_ids(index).numpy(),
+            reader.table(index),
+            self.table,
+        )
+
+    def _score(self, states: list[dict[str, CityscapesMatches]]) -> list[ResultRow]:
+        images = each_once(states)
+        (task,) = self.tasks
+        return make_rows(
+            task,
+            cityscapes_scores(images, self.table),
+            protocol=PROTOCOL,
+            dataset=self.dataset_name,
+            images=len(images),
+        )
+
+
+def _masks(found: Instances) -> np.ndarray:
+    """(N, H, W) bool masks of detections."""
+    return found.pred_masks.to(torch.bool).numpy()

@@ -1,6 +1,6 @@
-"""What models predict, as maps of instance ids: the one form that is scored and drawn.
+"""What models predict, as maps of ids: the forms that are scored, drawn and submitted.
 
-Shape letters: H, W pixels; N detections.
+Shape letters: H, W pixels; N detections; C classes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 
-__all__ = ["ids_of_detections", "ids_of_panoptic", "ids_of_train_ids"]
+__all__ = ["ids_of_detections", "ids_of_panoptic", "ids_of_train_ids", "train_ids_of_sem_seg"]
 
 
 def ids_of_panoptic(
@@ -76,6 +77,32 @@ def ids_of_detections(
 def ids_of_train_ids(train_ids: np.ndarray, table: LabelTable = CITYSCAPES) -> np.ndarray:
     """(H, W) int32 plain label ids of an (H, W) map of train ids; 255 becomes 0."""
     return table.label_id_of_train[train_ids]
+
+
+def train_ids_of_sem_seg(sem_seg: torch.Tensor, table: LabelTable = CITYSCAPES) -> np.ndarray:
+    """(H, W) integer train ids of a semantic prediction on any device.
+
+    Args:
+        sem_seg: (C, H, W) scores, where the first of equal classes wins, or an (H, W) map of train
+            ids, which is returned as it is.
+        table: the classes.
+
+    Raises:
+        InvalidMapError: scores of another number of classes.
+    """
+    if sem_seg.dim() != 3:
+        return sem_seg.cpu().numpy()
+    if len(sem_seg) != len(table.classes):
+        raise InvalidMapError(
+            f"scores are {tuple(sem_seg.shape)}, expected {len(table.classes)} classes"
+        )
+    # A running maximum: on the CPU, argmax over the first dimension takes five times as long.
+    best = sem_seg[0].clone()
+    train_ids = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for train_id, scores in enumerate(sem_seg[1:], start=1):
+        train_ids.masked_fill_(scores > best, train_id)
+        torch.maximum(best, scores, out=best)
+    return train_ids.cpu().numpy()
 
 
 def _encode(c: LabelClass, number: int) -> int:

@@ -1,18 +1,17 @@
 """Scoring of panoptics.
 
-Shape letters: H, W pixels of the annotated image.
+Shape letters: H, W pixels of the annotated image; C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
-from d2_cityscapes.evaluation.results import ResultRow, make_rows
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, true_ids
+from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError, PanopticQuality
+from d2_cityscapes.evaluation.panoptic_report import panoptic_rows
+from d2_cityscapes.evaluation.results import ResultRow
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once, true_ids
 
 __all__ = ["PanopticEvaluator"]
 
@@ -24,45 +23,24 @@ class PanopticEvaluator(ShardEvaluator):
     """
 
     def reset(self) -> None:
-        self._quality = PanopticQuality(self.table)
-        self._images = 0
+        self._images: dict[str, np.ndarray] = {}  # image -> (6, C) state, a kilobyte
 
     def _add(self, image: dict, output: dict) -> None:
+        quality = PanopticQuality(self.table)
         panoptic, segments_info = output["panoptic_seg"]
-        predicted = ids_of_panoptic(panoptic.cpu().numpy(), segments_info, self.table)
-        self._quality.update(predicted, true_ids(image, self.table))
-        self._images += 1
+        try:
+            predicted = ids_of_panoptic(panoptic.cpu().numpy(), segments_info, self.table)
+            quality.update(predicted, true_ids(image, self.table))
+        except InvalidMapError as error:
+            raise InvalidMapError(f"{image['image_id']}: panoptic_seg: {error}") from error
+        self._images[image["image_id"]] = quality.state()
 
-    def _state(self) -> tuple[np.ndarray, int]:
-        return self._quality.state(), self._images
+    def _state(self) -> dict[str, np.ndarray]:
+        return self._images
 
-    def _score(self, states: list[tuple[np.ndarray, int]]) -> list[ResultRow]:
+    def _score(self, states: list[dict[str, np.ndarray]]) -> list[ResultRow]:
+        images = each_once(states)
         total = PanopticQuality(self.table)
-        for state, _ in states:
+        for state in images.values():
             total.merge(state)
-        quality = total.compute()
-        per_class = quality.pop("per_class")
-
-        def count(metric: str, classes: Sequence) -> int:
-            return sum(per_class[c.name][metric] is not None for c in classes)
-
-        groups = {"th": self.table.things, "st": self.table.stuff}
-        by_panopticapi = {
-            metric: (value, count("PQ", groups.get(metric[-2:], self.table.classes)))
-            for metric, value in quality.items()
-            if metric != "PQ_dagger"
-        }
-        by_panopticapi |= {
-            f"PQ-{c.name}": (per_class[c.name]["PQ"], count("PQ", [c])) for c in self.table.classes
-        }
-        dagger = {"PQ_dagger": (quality["PQ_dagger"], count("PQ_dagger", self.table.classes))}
-        rows = []
-        for protocol, scores in (("panopticapi", by_panopticapi), ("Seamless", dagger)):
-            rows += make_rows(
-                "panoptic_seg",
-                scores,
-                protocol=protocol,
-                dataset=self.dataset_name,
-                images=sum(images for _, images in states),
-            )
-        return rows
+        return panoptic_rows(total, dataset=self.dataset_name, images=len(images))

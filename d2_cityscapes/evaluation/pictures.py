@@ -16,6 +16,7 @@ from d2_cityscapes.evaluation.instance_ids import (
     ids_of_detections,
     ids_of_panoptic,
     ids_of_train_ids,
+    train_ids_of_sem_seg,
 )
 from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
 
@@ -58,7 +59,7 @@ class PictureWriter(DatasetEvaluator):
             predicted = self._paint(output["instances"].to("cpu"))
             truth = np.where(truth >= INSTANCE_DIVISOR, truth, 0)
         else:
-            classes = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            classes = train_ids_of_sem_seg(output["sem_seg"], self.table)
             predicted = ids_of_train_ids(classes, self.table)
             truth = ids_of_train_ids(self.table.train_id_of[truth], self.table)
         maps = {"image": np.zeros_like(truth), "prediction": predicted, "truth": truth}

@@ -49,7 +49,7 @@ class ResultRow:
     """One number.
 
     Attributes:
-        task: "bbox", "segm", "sem_seg" or "panoptic_seg".
+        task: "bbox", "segm", "segm_cityscapes", "sem_seg" or "panoptic_seg".
         metric: e.g. "AP50" or "PQ-car".
         value: percent; None where no class of the metric was seen.
         protocol: whose rules; numbers of different protocols do not compare.

@@ -9,8 +9,8 @@ same numbers with protocol and counts are the rows of results.json.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -21,7 +21,9 @@ from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.labels import LabelTable
 
-__all__ = ["ShardEvaluator", "true_ids"]
+__all__ = ["ShardEvaluator", "each_once", "true_ids"]
+
+Part = TypeVar("Part")
 
 
 class ShardEvaluator(DatasetEvaluator):
@@ -64,6 +66,16 @@ class ShardEvaluator(DatasetEvaluator):
 
     def _score(self, states: list) -> list[ResultRow]:
         raise NotImplementedError
+
+
+def each_once(states: Sequence[Mapping[str, Part]]) -> dict[str, Part]:
+    """The parts of all ranks by image, in the order of the images' names.
+
+    An image that several ranks saw, as samplers that pad their share make it, counts once; and sums
+    over the parts come out the same, to the last bit, on any number of ranks.
+    """
+    parts = {name: part for state in states for name, part in state.items()}
+    return {name: parts[name] for name in sorted(parts)}
 
 
 def true_ids(image: dict, table: LabelTable) -> np.ndarray:

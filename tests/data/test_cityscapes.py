@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.data.cityscapes import CityscapesError, find_sources
+from d2_cityscapes.data.cityscapes import (
+    DEFAULT_PARTITIONS,
+    CityscapesError,
+    find_sources,
+    find_splits,
+    parse_partitions,
+)
+from d2_cityscapes.labels import CITYSCAPES
 
 
 @pytest.fixture
@@ -37,19 +47,100 @@ def test_sources_are_sorted_and_read_16_bit_ids(tree):
     assert set(np.unique(sources[0].instance_ids())) <= {7, 26, 26001, 33999}
 
 
-def test_every_problem_is_listed(tree):
-    (tree / "gtFine/train/bochum/bochum_000000_000313_gtFine_instanceIds.png").unlink()
-    small = tree / "gtFine/train/aachen/aachen_000002_000019_gtFine_instanceIds.png"
-    Image.fromarray(np.zeros((3, 5), np.uint16)).save(small)
-    broken = tree / "leftImg8bit/train/aachen/aachen_000010_000019_leftImg8bit.png"
-    broken.write_bytes(b"not a picture")
-    with pytest.raises(CityscapesError) as caught:
-        find_sources(tree, "train")
-    text = str(caught.value)
-    assert text.startswith("3 problems") and "\n" not in text
-    assert "bochum_000000_000313_gtFine_instanceIds.png" in text
-    assert "(3, 5), its image (6, 10)" in text
-    assert f"{broken}: not a readable PNG" in text
+def _problems(tree, split="train", **options):
+    return [p for s in find_sources(tree, split, **options) for p in s.problems(CITYSCAPES)]
+
+
+def test_a_sound_tree_has_no_problems(tree, cityscapes_tree):
+    assert _problems(tree) == []
+    assert _problems(cityscapes_tree) == []
+
+
+def test_every_problem_is_listed_by_path(tree):
+    ids, images = tree / "gtFine/train", tree / "leftImg8bit/train"
+    (ids / "bochum/bochum_000000_000313_gtFine_instanceIds.png").unlink()
+    small = ids / "aachen/aachen_000002_000019_gtFine_instanceIds.png"
+    Image.fromarray(np.full((3, 5), 7, np.uint16)).save(small)
+    (images / "aachen/aachen_000010_000019_leftImg8bit.png").unlink()
+    expected = [
+        f"{small}: id map of (3, 5), image of (6, 10) (H, W)",
+        f"{images}/aachen/aachen_000010_000019_leftImg8bit.png: missing",
+        f"{ids}/bochum/bochum_000000_000313_gtFine_instanceIds.png: missing",
+    ]
+    assert _problems(tree) == expected
+
+
+def _save(array, **options):
+    return lambda path: Image.fromarray(array).save(path, "PNG", **options)
+
+
+def _directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def _loop(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def _deep_rgb(path):
+    """The header of the picture says 16 bits a channel, which Pillow also calls RGB."""
+    content = bytearray(path.read_bytes())
+    content[24] = 16
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+GRAY = np.full((6, 10), 7, np.uint8)
+COLOR = np.full((6, 10, 3), 7, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        ("image", _save(GRAY), "L with 8 bits, expected RGB with 8 bits"),
+        ("image", _save(np.dstack([COLOR, GRAY])), "RGBA with 8 bits, expected RGB"),
+        ("image", _deep_rgb, "RGB with 16 bits, expected RGB with 8 bits"),
+        ("image", lambda path: path.write_bytes(b"not a picture"), "not a readable PNG"),
+        ("image", lambda path: path.write_bytes(b""), "not a readable PNG"),
+        ("image", lambda path: Image.fromarray(COLOR).save(path, "JPEG"), "not a readable PNG"),
+        ("image", _directory, "cannot be read (Is a directory)"),
+        ("image", _loop, "cannot be read (Too many levels of symbolic links)"),
+        ("ids", _save(COLOR), "RGB with 8 bits, expected one channel of integers"),
+        ("ids", _save(GRAY.astype(bool)), "1 with 1 bits, expected one channel of integers"),
+        ("ids", _save(GRAY + 40), "ids 47 are not in the cityscapes label table"),
+        ("ids", _save(np.full((6, 10), 40001, np.uint16)), "ids 40001 are not in the cityscapes"),
+        ("ids", _directory, "cannot be read (Is a directory)"),
+    ],
+)
+def test_files_that_cannot_be_packed(tree, kind, damage, message):
+    source = find_sources(tree, "train")[1]
+    path = source.image_path if kind == "image" else source.ids_path
+    damage(path)
+    (problem,) = _problems(tree)
+    assert problem.startswith(f"{path}: ") and message in problem
+
+
+def test_eight_bit_ids_are_fine(tree):
+    Image.fromarray(GRAY).save(find_sources(tree, "train")[0].ids_path)
+    assert _problems(tree) == []
+
+
+@pytest.mark.parametrize("kind", ["image_path", "ids_path"])
+def test_no_damage_to_a_file_goes_unnoticed(tree, kind):
+    """Every truncation, and a flipped bit in every byte but the length of the empty end chunk."""
+    source = find_sources(tree, "train")[0]
+    path = getattr(source, kind)
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(content[:position])
+        assert source.problems(CITYSCAPES), f"cut at {position}"
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        in_end_length = len(content) - 12 <= position < len(content) - 8
+        assert in_end_length or source.problems(CITYSCAPES), f"flipped at {position}"
 
 
 def test_a_truncated_picture_is_named(tree):
@@ -61,7 +152,44 @@ def test_a_truncated_picture_is_named(tree):
 
 
 def test_a_wrong_folder_and_a_wrong_split(tree):
-    with pytest.raises(CityscapesError, match="leftImg8bit/train"):
+    with pytest.raises(CityscapesError, match="no leftImg8bit/train"):
         find_sources(tree / "gtFine", "train")
     with pytest.raises(CityscapesError, match="Cityscapes has train, val, train_extra"):
         find_sources(tree, "test")
+    shutil.rmtree(tree / "gtFine")
+    with pytest.raises(CityscapesError, match="no gtFine/train"):
+        find_sources(tree, "train")
+
+
+def test_subsets(tree):
+    names = [s.file_name for s in find_sources(tree, "train")]
+    assert [s.file_name for s in find_sources(tree, "train", limit=2)] == names[:2]
+    assert [s.file_name for s in find_sources(tree, "train", limit=9)] == names
+    bochum = find_sources(tree, "train", cities=["bochum"], limit=2)
+    assert [s.file_name for s in bochum] == names[2:]
+    assert _problems(tree, cities=["aachen"]) == []
+    with pytest.raises(CityscapesError, match="limit 0; give 1 or more"):
+        find_sources(tree, "train", limit=0)
+
+
+def test_cities_of_several_splits(cityscapes_tree):
+    splits = find_splits(cityscapes_tree, ["train", "val"], cities=["bochum", "lindau"])
+    assert {s.image_path.parent.name for s in splits["train"]} == {"bochum"}
+    assert {s.image_path.parent.name for s in splits["val"]} == {"lindau"}
+    with pytest.raises(CityscapesError, match="no city bokum in train, val; did you mean bochum"):
+        find_splits(cityscapes_tree, ["train", "val"], cities=["bokum", "lindau"])
+    with pytest.raises(CityscapesError, match="no city xyz in val; it has frankfurt, lindau, mun"):
+        find_splits(cityscapes_tree, ["val"], cities=["xyz"])
+    with pytest.raises(CityscapesError, match="no images of bochum in val; leave the split out"):
+        find_splits(cityscapes_tree, ["train", "val"], cities=["bochum"])
+
+
+def test_partitions_are_parsed():
+    assert parse_partitions([]) == DEFAULT_PARTITIONS
+    assert parse_partitions(["val=2", "train=16"]) == {"train": 16, "val": 2, "train_extra": 16}
+
+
+@pytest.mark.parametrize("argument", ["train=0", "foo=3", "train=x", "train", "=3", "val=-1", ""])
+def test_wrong_partitions_are_one_line(argument):
+    with pytest.raises(CityscapesError, match=f"partitions '{argument}'; give SPLIT=N"):
+        parse_partitions([argument])

@@ -1,27 +1,22 @@
-"""One shard file: plain safetensors, safe after a fork, and never silent garbage."""
+"""One shard file: safe after a fork, and never silent garbage."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
-from d2_cityscapes.data import ShardError, ShardReader
-from d2_cityscapes.data.shard_writer import verify_shards
-from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.data import ShardError, ShardReader, write_shards
+from d2_cityscapes.data.shard_file import ShardFile, head_checksum
+from d2_cityscapes.data.shard_verifier import verify_shards
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
 
-
-def test_a_shard_is_a_plain_safetensors_file(folder, sources):
-    with safe_open(folder / "train_01of03.safetensors", framework="pt") as f:
-        np.testing.assert_array_equal(
-            f.get_slice("images")[1].numpy(), sources[1].pixels.transpose(2, 0, 1)
-        )
-        assert f.metadata()["label_table_hash"] == CITYSCAPES.hash
-        assert json.loads(f.metadata()["classes"])[0] == "road"
+NAME = "train_01of03.safetensors"
 
 
 def test_reader_survives_a_fork(folder):
@@ -36,31 +31,118 @@ def test_reader_survives_a_fork(folder):
 
 def _read_everything(path):
     reader = ShardReader(path)
-    for i in range(len(reader)):
-        reader[i]
+    return [reader[i] for i in range(len(reader))]
 
 
-def test_truncation_anywhere_is_a_shard_error(folder):
-    path = folder / "train_01of03.safetensors"
+def _header(content: bytes) -> tuple[dict, int]:
+    """The header of a shard and where it ends."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), end
+
+
+def _pixels_begin(content: bytes) -> int:
+    """Where the tables end, too: the offset of the first tensor that is not a table."""
+    header, end = _header(content)
+    return end + header["annotation_blob"]["data_offsets"][0]
+
+
+def test_truncation_anywhere_is_a_shard_error_at_once(coded_folder):
+    path = coded_folder / NAME
     content = path.read_bytes()
     for size in np.linspace(0, len(content) - 1, 50).astype(int):
         path.write_bytes(content[:size])
         with pytest.raises(ShardError, match="train_01of03"):
-            _read_everything(path)
+            ShardReader(path).file_names  # noqa: B018
 
 
-def test_flipped_bytes_never_crash(folder, sources):
-    """A flipped byte is a ShardError on reading, or at the latest in the checksum of --verify."""
-    path = folder / "train_01of03.safetensors"
+def test_flipped_bytes_in_front_of_the_pixels_are_a_shard_error_at_once(coded_folder):
+    path = coded_folder / NAME
     content = path.read_bytes()
-    rng = random.Random(3)
-    for position in [*range(0, 400, 8), *(rng.randrange(len(content)) for _ in range(150))]:
+    rng = random.Random(4)
+    begin = _pixels_begin(content)
+    for position in {*range(24), *(rng.randrange(begin) for _ in range(200))}:
         flipped = bytearray(content)
         flipped[position] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
+        with pytest.raises(ShardError, match="train_01of03"):
+            ShardReader(path).file_names  # noqa: B018
+
+
+def test_flipped_bytes_anywhere_never_crash(coded_folder, sources):
+    """Compressed pixels are right or a ShardError; --verify finds every flipped byte."""
+    path = coded_folder / NAME
+    expected = _read_everything(path)
+    content = path.read_bytes()
+    raw_images = "images" in _header(content)[0]
+    rng = random.Random(3)
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
         try:
-            _read_everything(path)
+            for record, right in zip(_read_everything(path), expected, strict=True):
+                assert record.instance_ids.equal(right.instance_ids)
+                assert raw_images or record.image.equal(right.image)
         except ShardError as error:
             assert "train_01of03" in str(error)
         with pytest.raises(ShardError, match="train_01of03"):
-            verify_shards(sources, folder, split="train")
+            verify_shards(sources, coded_folder, split="train")
+
+
+def _rewrite(path, change):
+    """Change the header of a shard, and let its checksum follow."""
+    content = path.read_bytes()
+    header, end = _header(content)
+    change(header)
+    tables = content[end : _pixels_begin(content)]
+    header["__metadata__"]["checksum"] = head_checksum(header, tables)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h["__metadata__"].update(version="1"), "shard format version 1, not 2"),
+        (lambda h: h["__metadata__"].pop("classes"), "header is damaged"),
+        (lambda h: h["__metadata__"].update(image_size="[12, 21]"), r"images has shape .*12, 21"),
+        (lambda h: h["__metadata__"].update(file_names='["a"]'), "among 1 images"),
+        (lambda h: h["__metadata__"].update(file_names="7"), "header is damaged"),
+        (lambda h: h.pop("images"), "bytes, .* expected"),
+        (lambda h: h.pop("instance_ids"), "header is damaged"),
+        (lambda h: h["instance_boxes"].update(shape=[4, -1]), "header is damaged"),
+    ],
+)
+def test_headers_that_do_not_fit_are_a_shard_error(folder, change, message):
+    _rewrite(folder / NAME, change)
+    with pytest.raises(ShardError, match=f"{NAME}: .*{message}.*prepare_shards.py again"):
+        ShardReader(folder / NAME)[0]
+
+
+def test_other_classes_are_named(folder):
+    classes = (replace(CITYSCAPES.classes[0], name="street"), *CITYSCAPES.classes[1:])
+    other = LabelTable("streets", classes, CITYSCAPES.label_names)
+    with pytest.raises(
+        ShardError,
+        match=r"another label table \(cityscapes\) than streets: class 0 is 'road' and 'street'",
+    ):
+        ShardFile(folder / NAME, other).table(0)
+    fewer = LabelTable("few", CITYSCAPES.classes[:18], CITYSCAPES.label_names)
+    with pytest.raises(ShardError, match="class 18 is 'bicycle' and None"):
+        ShardFile(folder / NAME, fewer).table(0)
+
+
+def test_a_codec_that_is_not_installed_is_said_with_the_file(sources, tmp_path, monkeypatch):
+    (path,) = write_shards(sources, tmp_path, split="train", image_codec="jpeg2000-ht")
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(ShardError, match=f"{path.name}: .*pip install"):
+        ShardReader(path).image(0)
+    assert ShardReader(path).instance_ids(0).shape == (12, 20)
+
+
+def test_something_else_is_not_a_shard(tmp_path):
+    for content in (b"", b"x" * 7, bytes(8), bytes(4096), b"\xff" * 64, b"\x02" + bytes(7) + b"{}"):
+        (tmp_path / "x.safetensors").write_bytes(content)
+        with pytest.raises(ShardError, match=r"x\.safetensors"):
+            ShardReader(tmp_path / "x.safetensors")[0]

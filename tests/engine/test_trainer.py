@@ -12,6 +12,9 @@ import torch
 
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.trainer import Trainer, evaluate, setup, train
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.expected import ExpectationError
+from d2_cityscapes.evaluation.results import read_results
 
 pytestmark = pytest.mark.usefixtures("datasets")
 
@@ -164,20 +167,89 @@ def test_semantic_and_panoptic_models_are_scored_by_their_tasks(configure):
     assert {r["task"] for r in _results(cfg)["results"]} == {"sem_seg"}
     train(configure("demo/panoptic.yaml"))
     tasks = {r["task"] for r in _results(cfg)["results"]}
-    assert tasks == {"bbox", "segm", "sem_seg", "panoptic_seg"}
+    assert tasks == {"bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg"}
 
 
 def test_expected_results_are_a_gate(configure, tmp_path):
     passes = '[["segm", "AP50", 50.0, 50.0]]'
     fails = '[["segm", "AP50", 99.0, 0.5]]'
     train(configure("demo/stage1.yaml", "SOLVER.MAX_ITER", "1", "TEST.EXPECTED_RESULTS", passes))
-    weights = str(tmp_path / "out" / "model_final.pth")
-    cfg = configure(
-        "demo/stage1.yaml", "MODEL.WEIGHTS", weights, "TEST.EXPECTED_RESULTS", fails, eval_only=True
-    )
-    with pytest.raises(SystemExit) as left:
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
+    cfg = configure("demo/stage1.yaml", *weights, "TEST.EXPECTED_RESULTS", fails, eval_only=True)
+    with pytest.raises(ExpectationError, match="segm AP50 99"):
         evaluate(cfg)
-    assert left.value.code == 1
+    with pytest.raises(ExpectationError, match="segm AP50 99"):
+        train(configure("demo/stage1.yaml", *weights, "TEST.EXPECTED_RESULTS", fails))
+
+
+def test_expected_results_of_several_datasets(configure, tmp_path):
+    halves = [f"cityscapes_shards_val_{half}" for half in ("select", "report")]
+    opts = ["SOLVER.MAX_ITER", "1", "DATASETS.TEST", str(tuple(halves)), "TEST.EXPECTED_RESULTS"]
+    passes = f'[["sem_seg", "mIoU", 50.0, 50.0], ["{halves[1]}", "sem_seg", "mIoU", 50.0, 50.0]]'
+    results = train(configure("demo/stage0.yaml", *opts, passes))
+    assert list(results) == halves
+    rows = [r for r in read_results(tmp_path / "out/results.json")[0] if r.metric == "mIoU"]
+    assert [(r.dataset, r.value) for r in rows] == [
+        (name, results[name]["sem_seg"]["mIoU"]) for name in halves
+    ]
+    fails = f'[["{halves[0]}", "sem_seg", "mIoU", 99.0, 0.5]]'
+    with pytest.raises(ExpectationError, match=halves[0]):
+        train(configure("demo/stage0.yaml", *opts, fails))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('["panoptic_seg", "PQ", 50.0, 50.0]', "the model predicts sem_seg"),
+        ('["elsewhere", "sem_seg", "mIoU", 50.0, 50.0]', "DATASETS.TEST is cityscapes_shards_val"),
+        ('["sem_seg", "mIoU", 50.0]', "is not .task, metric, value, tolerance"),
+    ],
+)
+def test_expected_results_that_cannot_be_met_are_refused_at_the_start(configure, entry, message):
+    with pytest.raises(D2CityscapesError, match=message):
+        configure("demo/stage0.yaml", "TEST.EXPECTED_RESULTS", f"[{entry}]")
+
+
+@pytest.mark.parametrize("config", ["demo/stage1.yaml", "demo/panoptic.yaml"])
+def test_validation_losses_leave_no_trace(config, configure, tmp_path):
+    """The losses of both kinds stand in metrics.json, and the weights are those of a run without.
+
+    The models have batch norm and sample proposals at random; stage 1 is partly frozen.
+    """
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    validation = [
+        "TEST.VAL_LOSS_PERIOD", "2", "TEST.VAL_LOSS_DATASET", "cityscapes_shards_val_select",
+    ]  # fmt: skip
+    train(configure(config, "OUTPUT_DIR", str(plain)))
+    train(configure(config, "OUTPUT_DIR", str(watched), *validation))
+    a, b = (
+        torch.load(folder / "model_final.pth", weights_only=True) for folder in (plain, watched)
+    )
+    assert all(tensor.equal(b["model"][name]) for name, tensor in a["model"].items())
+    before, after = (run["trainer"]["_trainer"]["optimizer"]["state"] for run in (a, b))
+    assert all(
+        value.equal(after[index][name]) if isinstance(value, torch.Tensor) else True
+        for index, state in before.items()
+        for name, value in state.items()
+    )
+    expected, found = _logged(plain)[-1], _logged(watched)[-1]
+    ours = {name for name in found if name.startswith("val/")}
+    losses = {name for name in expected if "loss" in name}
+    assert ours == {f"val/{name}" for name in losses}
+    assert {name: found[name] for name in losses} == {name: expected[name] for name in losses}
+    assert found["roi_head/num_fg_samples"] == expected["roi_head/num_fg_samples"]
+    total = sum(found[name] for name in ours - {"val/total_loss"})
+    assert found["val/total_loss"] == pytest.approx(total)
+
+
+def test_validation_losses_need_a_dataset(configure):
+    with pytest.raises(ConfigError, match=r"VAL_LOSS_DATASET or DATASETS\.TEST"):
+        configure("demo/stage0.yaml", "TEST.VAL_LOSS_PERIOD", "2", "DATASETS.TEST", "()")
+    with pytest.raises(ConfigError, match="'cityscapes_shards_non' is not registered"):
+        configure(
+            "demo/stage0.yaml", "TEST.VAL_LOSS_PERIOD", "2",
+            "TEST.VAL_LOSS_DATASET", "cityscapes_shards_non",
+        )  # fmt: skip
 
 
 def test_eval_only_needs_weights(configure):

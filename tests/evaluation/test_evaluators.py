@@ -14,31 +14,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import print_csv_format, verify_results
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from d2_cityscapes.config import get_cfg
+from d2_cityscapes.config import get_cfg, model_tasks
 from d2_cityscapes.data.instances import find_instances
 from d2_cityscapes.data.register import register_cityscapes_shards
 from d2_cityscapes.data.shard_writer import write_shards
 from d2_cityscapes.data.shards import open_shard
+from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.evaluators import (
+    CityscapesInstanceEvaluator,
     InstanceEvaluator,
     PanopticEvaluator,
     SemSegEvaluator,
     ShardEvaluators,
     build_evaluator,
 )
+from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError, PanopticQuality
+from d2_cityscapes.evaluation.sem_seg import SemSegQuality
+from d2_cityscapes.evaluation.submission import PanopticSubmissionWriter
 from d2_cityscapes.labels import CITYSCAPES
 
 NAME = "evaluator_scenes"
 SIZE = (64, 128)
-TASKS = ("bbox", "segm", "sem_seg", "panoptic_seg")
+TASKS = ("bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,7 @@ def all_evaluators() -> ShardEvaluators:
     return ShardEvaluators(
         [
             InstanceEvaluator(NAME, ["bbox", "segm"]),
+            CityscapesInstanceEvaluator(NAME, ["segm_cityscapes"]),
             SemSegEvaluator(NAME, ["sem_seg"]),
             PanopticEvaluator(NAME, ["panoptic_seg"]),
         ]
@@ -135,7 +140,8 @@ def test_truth_scores_100(inputs: list[dict]) -> None:
     results, evaluators = evaluate(inputs, perfect(inputs))
     assert list(results) == list(TASKS)
     for task, metric in (
-        ("bbox", "AP"), ("segm", "AP"), ("segm", "AR@100"), ("sem_seg", "mIoU"),
+        ("bbox", "AP"), ("segm", "AP"), ("segm", "AR@100"), ("segm_cityscapes", "AP"),
+        ("sem_seg", "mIoU"), ("sem_seg", "iIoU"), ("sem_seg", "iIoU_category"),
         ("panoptic_seg", "PQ"), ("panoptic_seg", "PQ_st"), ("panoptic_seg", "PQ_dagger"),
     ):  # fmt: skip
         assert results[task][metric] == pytest.approx(100), (task, metric)
@@ -185,28 +191,43 @@ def test_panoptic_is_panoptic_quality(inputs: list[dict], disturb: Callable) -> 
     assert 10 < results["PQ"] < 90
 
 
-def test_cityscapesscripts_agrees_on_iou(
-    inputs: list[dict], outputs: list[dict], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    results, _ = evaluate(inputs, outputs)
-    pairs: tuple[list[str], list[str]] = ([], [])
+def test_sem_seg_is_sem_seg_quality(inputs: list[dict], outputs: list[dict]) -> None:
+    """As scores and as a map of train ids; counts of classes and categories."""
+    quality = SemSegQuality()
+    maps = []
     for image, output in zip(inputs, outputs, strict=True):
-        classes = output["sem_seg"].argmax(0).numpy()
-        truth = true_ids(image)
-        truth = np.where(truth >= 1000, truth // 1000, truth)
-        maps = (CITYSCAPES.label_id_of_train[classes], truth)
-        for files, role, labels in zip(pairs, ("pred", "gtFine_labelIds"), maps, strict=True):
-            files.append(str(tmp_path / f"{image['image_id']}_{role}.png"))
-            Image.fromarray(labels.astype(np.uint8)).save(files[-1])
-    args = copy.copy(official.args)
-    args.evalInstLevelScore = args.JSONOutput = False
-    args.quiet = True
-    expected = official.evaluateImgLists(*pairs, args)
-    capsys.readouterr()
-    assert results["sem_seg"]["mIoU"] == pytest.approx(100 * expected["averageScoreClasses"])
-    for c in CITYSCAPES.classes:
-        theirs = 100 * expected["classScores"][c.name]
-        assert results["sem_seg"][f"IoU-{c.name}"] == pytest.approx(theirs, nan_ok=True)
+        maps.append({"sem_seg": output["sem_seg"].argmax(dim=0)})
+        quality.update(maps[-1]["sem_seg"], true_ids(image))
+    expected = quality.compute()
+    for given in (outputs, maps):
+        evaluator = SemSegEvaluator(NAME, ["sem_seg"])
+        evaluator.process(inputs, given)
+        results = evaluator.evaluate()["sem_seg"]
+        for metric in ("mIoU", "iIoU", "mIoU_category", "iIoU_category"):
+            assert results[metric] == pytest.approx(expected[metric], abs=1e-9)
+        car, human = expected["per_class"]["car"], expected["per_category"]["human"]
+        assert results["IoU-car"] == pytest.approx(car["IoU"])
+        assert results["iIoU-car"] == pytest.approx(car["iIoU"])
+        assert results["IoU_category-human"] == pytest.approx(human["IoU"])
+        assert results["iIoU_category-human"] == pytest.approx(human["iIoU"])
+        assert "iIoU-road" not in results and "iIoU_category-flat" not in results
+    rows = {row.metric: row for row in evaluator.rows}
+    assert {row.protocol for row in rows.values()} == {"Cityscapes"}
+    for mean, group, metric in (
+        ("mIoU", "per_class", "IoU"),
+        ("iIoU", "per_class", "iIoU"),
+        ("mIoU_category", "per_category", "IoU"),
+        ("iIoU_category", "per_category", "iIoU"),
+    ):
+        seen = [s for s in expected[group].values() if s.get(metric) is not None]
+        assert rows[mean].classes == len(seen)
+    assert rows["IoU-train"].value is None and rows["IoU-train"].classes == 0
+
+
+def test_an_image_seen_twice_counts_once(inputs: list[dict], outputs: list[dict]) -> None:
+    results, evaluators = evaluate([*inputs, inputs[0]], [*outputs, outputs[0]])
+    same(results, evaluate(inputs, outputs)[0])
+    assert {row.images for row in evaluators.rows} == {7}
 
 
 def test_subset_scores_only_what_was_processed(inputs: list[dict], outputs: list[dict]) -> None:
@@ -253,15 +274,21 @@ def test_boxes_alone(inputs: list[dict], outputs: list[dict]) -> None:
 
 
 def run_rank(rank: int, folder: str, shards: str) -> None:
-    """Score every other image, as one process of two."""
+    """Score and write every other image, as one process of two; both have the first one."""
     register_cityscapes_shards(NAME, shards, split="val")
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     inputs, outputs = torch.load(f"{folder}/data.pt", weights_only=False)
-    results, evaluators = evaluate(inputs[rank::2], outputs[rank::2])
+    own = sorted({0, *range(rank, len(inputs), 2)})
+    inputs, outputs = [inputs[i] for i in own], [outputs[i] for i in own]
+    results, evaluators = evaluate(inputs, outputs)
+    writer = PanopticSubmissionWriter(NAME, folder)
+    writer.process(inputs, outputs)
+    assert writer.evaluate() == {}
     if rank == 0:
         Path(folder, "results.json").write_text(json.dumps(results))
+        assert {row.images for row in evaluators.rows} == {7}
     else:
         assert not results and not evaluators.rows
     torch.distributed.barrier()  # neither tears the connection down under the other
@@ -279,6 +306,10 @@ def test_two_ranks_give_the_numbers_of_one(
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     results = json.loads((tmp_path / "results.json").read_text())
     same(results, evaluate(inputs, outputs)[0])
+    submission = json.loads((tmp_path / "cityscapes_panoptic_val.json").read_text())
+    names = [image["image_id"] for image in inputs]
+    assert [image["image_id"] for image in submission["annotations"]] == names
+    assert len(list((tmp_path / "cityscapes_panoptic_val").glob("*.png"))) == 7
 
 
 def test_detectron2_tools_take_the_results(inputs: list[dict], outputs: list[dict]) -> None:
@@ -287,8 +318,11 @@ def test_detectron2_tools_take_the_results(inputs: list[dict], outputs: list[dic
     cfg = get_cfg()
     cfg.TEST.EXPECTED_RESULTS = [
         [task, metric, results[task][metric], 0.01]
-        for task, metric in (("segm", "AP"), ("sem_seg", "mIoU"), ("panoptic_seg", "PQ_dagger"))
-    ]
+        for task, metric in (
+            ("bbox", "AP"), ("segm", "AP"), ("segm_cityscapes", "AP50"),
+            ("sem_seg", "iIoU"), ("panoptic_seg", "PQ_dagger"),
+        )
+    ]  # fmt: skip
     assert verify_results(cfg, results)
     cfg.TEST.EXPECTED_RESULTS = [["panoptic_seg", "PQ", results["panoptic_seg"]["PQ"] + 1, 0.5]]
     with pytest.raises(SystemExit):
@@ -309,7 +343,7 @@ def test_build_follows_model_and_dataset(inputs: list[dict]) -> None:
         return tuple(t for e in build_evaluator(cfg, NAME).evaluators for t in e.tasks)
 
     assert tasks(make_cfg("SeamlessPanoptic")) == TASKS
-    assert tasks(make_cfg("GeneralizedRCNN")) == ("bbox", "segm")
+    assert tasks(make_cfg("GeneralizedRCNN")) == ("bbox", "segm", "segm_cityscapes")
     assert tasks(make_cfg("SemanticSegmentor")) == ("sem_seg",)
     boxes = make_cfg("GeneralizedRCNN")
     boxes.MODEL.MASK_ON = False
@@ -326,9 +360,57 @@ def test_build_follows_model_and_dataset(inputs: list[dict]) -> None:
     metadata.tasks = TASKS
 
 
+def test_submission_of_every_task(inputs: list[dict], outputs: list[dict], tmp_path: Path) -> None:
+    """Also where the dataset has no truth, as the benchmark's test set."""
+    cfg = make_cfg("SeamlessPanoptic", SUBMISSION=True)
+    metadata = MetadataCatalog.get(NAME)
+    del metadata.tasks
+    metadata.tasks = ()
+    evaluator = build_evaluator(cfg, NAME, tmp_path)
+    evaluator.reset()
+    evaluator.process(inputs, outputs)
+    assert evaluator.evaluate() == {} and evaluator.rows == []
+    folder = tmp_path / "submission" / NAME
+    assert {path.name for path in folder.iterdir()} == {"instance", "semantic", "panoptic"}
+    names = [image["image_id"] for image in inputs]
+    assert len(list(folder.glob("instance/*.txt"))) == len(names)
+    for pattern in ("semantic/*.png", "panoptic/*/*.png"):
+        assert [path.name.rpartition("_")[0] for path in sorted(folder.glob(pattern))] == names
+    del metadata.tasks
+    metadata.tasks = TASKS
+
+    semantic = make_cfg("SemanticSegmentor", SUBMISSION=True)
+    evaluator = build_evaluator(semantic, NAME, tmp_path / "semantic")
+    evaluator.process(inputs, outputs)
+    assert evaluator.evaluate().keys() == {"sem_seg"}
+    folder = tmp_path / "semantic" / "submission" / NAME
+    assert {path.name for path in folder.iterdir()} == {"semantic"}
+
+
 def test_build_refuses_datasets_that_are_not_shards() -> None:
     with pytest.raises(D2CityscapesError, match="no_such_dataset: not a dataset of shards"):
         build_evaluator(make_cfg("GeneralizedRCNN"), "no_such_dataset")
+
+
+@pytest.mark.parametrize("kind", ["instance", "semantic", "panoptic"])
+def test_the_gates_of_the_quick_configs(kind: str, datasets: Path, repository: Path) -> None:
+    """They name every task; the truth scores 100 in each, and another image's truth misses all."""
+    cfg = load_config(repository / "configs" / "quick" / f"{kind}.yaml")
+    (name,) = cfg.DATASETS.TEST
+    inputs = DatasetCatalog.get(name)
+    gates = [[task, metric, 100.0, 1e-6] for task, metric, *_ in cfg.TEST.EXPECTED_RESULTS]
+    assert [task for task, *_ in gates] == list(model_tasks(cfg))
+
+    evaluator = build_evaluator(cfg, name)
+    evaluator.process(inputs, perfect(inputs))
+    evaluator.evaluate()
+    check_expected(gates, evaluator.rows)
+    evaluator.reset()
+    evaluator.process(inputs, perfect([*inputs[1:], inputs[0]]))
+    evaluator.evaluate()
+    with pytest.raises(D2CityscapesError) as error:
+        check_expected(gates, evaluator.rows)
+    assert len(error.value.details or [error.value]) == len(gates)
 
 
 @pytest.mark.parametrize("form", ["panoptic_seg", "instances", "boxes", "sem_seg"])

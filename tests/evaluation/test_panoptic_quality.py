@@ -169,6 +169,31 @@ def test_nothing_to_score_adds_nothing(true: np.ndarray) -> None:
     assert not score(np.full(true.shape, 26001), true).state().any()
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (0, 8), (8, 0)])
+def test_image_without_pixels(shape: tuple[int, int]) -> None:
+    assert not score(np.zeros(shape, np.uint16), np.zeros(shape, np.int64)).state().any()
+
+
+def test_no_prediction_misses_every_segment() -> None:
+    true = np.array([[26000, 26001, 26, 7, 7, 0]])
+    quality = score(np.zeros_like(true), true)
+    assert sums(quality, CAR)["fn"] == 2, "the group is never missed"
+    assert sums(quality, ROAD)["fn"] == 1
+    assert quality.state()[:3].sum() == quality.state()[4].sum() == 0
+    assert quality.compute()["PQ"] == quality.compute()["PQ_dagger"] == 0
+
+
+def test_thousands_of_segments_moved_by_a_column() -> None:
+    """6000 tiles of 2 x 8 pixels, all against all too many for a table of pairs."""
+    grid = np.arange(6000).reshape(60, 100).repeat(2, axis=0).repeat(8, axis=1)
+    true = 24000 + grid // 1000 * 1000 + grid % 1000
+    true[true >= 29000] = 31000 + true[true >= 29000] % 1000  # not the caravans
+    quality = score(np.roll(true, 1, axis=1), true)
+    assert quality.state()[1].sum() == 6000
+    assert quality.state()[2:4].sum() == 0
+    assert quality.state()[0].sum() == pytest.approx(6000 * 7 / 9)
+
+
 def test_thousands_of_segments() -> None:
     grid = np.arange(6000).reshape(60, 100)
     true = 24000 + grid // 1000 * 1000 + grid % 1000
@@ -189,6 +214,20 @@ def test_integer_types_numpy_and_torch(dtype: str, paint: Callable, disturb: Cal
     np.testing.assert_array_equal(score(pred.astype(dtype), true.astype(dtype)).state(), expected)
     as_tensors = (torch.from_numpy(a.astype(dtype)) for a in (pred, true))
     np.testing.assert_array_equal(score(*as_tensors).state(), expected)
+
+
+def test_eight_bits_hold_plain_label_ids() -> None:
+    """Where all thing pixels are groups."""
+    ids = np.array([[7, 7, 26, 23], [8, 7, 24, 0]], dtype=np.uint8)
+    assert score(ids, ids).state()[1].sum() == 3
+    np.testing.assert_array_equal(
+        score(torch.from_numpy(ids), ids).state(), score(ids.astype(int), ids.astype(int)).state()
+    )
+
+
+def test_sixteen_signed_bits_overflow_to_a_clear_error() -> None:
+    with pytest.raises(ValueError, match="ids -32536 are unknown"):
+        score(np.array([[33000]]).astype(np.int16), np.array([[33000]]))
 
 
 def test_views_that_are_not_contiguous() -> None:

@@ -1,0 +1,135 @@
+"""The list of a folder's shards, ``index.json``, and how the shards themselves can restore it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2_cityscapes.data.shard_file import FORMAT_VERSION, ShardError, ShardFile
+from d2_cityscapes.data.shards import INDEX_NAME, read_index
+from d2_cityscapes.data.source_check import Source
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import write_atomically
+from d2_cityscapes.labels import LabelTable
+
+__all__ = ["fingerprint", "index_entry", "load_entries", "sha256", "shard_metadata", "write_index"]
+
+
+def shard_metadata(
+    sources: Sequence[Source],
+    *,
+    split: str,
+    partition: int,
+    partitions: int,
+    image_size: tuple[int, int],
+    annotation_codec: str,
+    image_codec: str,
+    table: LabelTable,
+) -> dict[str, str]:
+    """The texts in the header of a shard: all that its index entry needs."""
+    return {
+        "version": FORMAT_VERSION,
+        "split": split,
+        "partition": str(partition),
+        "partitions": str(partitions),
+        "image_size": json.dumps(image_size),
+        "annotation_codec": annotation_codec,
+        "image_codec": image_codec,
+        "label_table": table.name,
+        "label_table_hash": table.hash,
+        "classes": json.dumps([c.name for c in table.classes]),
+        "sources": fingerprint(sources),
+        "file_names": json.dumps([source.file_name for source in sources]),
+    }
+
+
+def index_entry(path: Path, metadata: dict[str, str], digest: str) -> dict[str, Any]:
+    """The entry of a shard in ``index.json``.
+
+    Args:
+        path: the file.
+        metadata: its texts.
+        digest: its SHA-256.
+    """
+    return {
+        "file": path.name,
+        "split": metadata["split"],
+        "partition": int(metadata["partition"]),
+        "partitions": int(metadata["partitions"]),
+        "image_size": json.loads(metadata["image_size"]),
+        "annotation_codec": metadata["annotation_codec"],
+        "image_codec": metadata["image_codec"],
+        "size": path.stat().st_size,
+        "sha256": digest,
+        "sources": metadata["sources"],
+        "images": json.loads(metadata["file_names"]),
+    }
+
+
+def load_entries(
+    output: Path, splits: Collection[str], table: LabelTable
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """File name -> entry of every shard that is there.
+
+    A shard without an entry, because its writer was killed in between or the index is lost, gets
+    one. A file of the given splits that is missing, damaged or of another size than its entry says
+    has none and is to be written anew.
+
+    Args:
+        output: the folder.
+        splits: look at the files of these; entries of others are kept as they are.
+        table: the classes.
+
+    Returns:
+        The entries, and whether they differ from ``index.json``.
+    """
+    try:
+        known = {entry["file"]: entry for entry in read_index(output)["shards"]}
+        entries = {name: entry for name, entry in known.items() if entry["split"] not in splits}
+    except (ShardError, KeyError, TypeError):
+        known, entries = {}, {}
+    for path in sorted(output.glob("*.safetensors")):
+        if path.name in entries:
+            continue
+        entry = known.get(path.name)
+        if entry is None or entry.get("size") != path.stat().st_size:
+            entry = _adopt(path, table)
+        if entry is not None:
+            entries[path.name] = entry
+    return entries, entries != known
+
+
+def write_index(output: Path, entries: dict[str, dict[str, Any]], table: LabelTable) -> None:
+    """Write ``index.json``, whole or not at all."""
+    index = {
+        "version": FORMAT_VERSION,
+        "label_table": table.name,
+        "label_table_hash": table.hash,
+        "shards": [entries[name] for name in sorted(entries)],
+    }
+    write_atomically(output / INDEX_NAME, [json.dumps(index, indent=1).encode()])
+
+
+def fingerprint(sources: Sequence[Source]) -> str:
+    """One text for the names and fingerprints of a shard's sources; "" if one is unreadable."""
+    try:
+        rows = [[source.file_name, source.fingerprint] for source in sources]
+    except D2CityscapesError:
+        return ""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _adopt(path: Path, table: LabelTable) -> dict[str, Any] | None:
+    try:
+        return index_entry(path, ShardFile(path, table).metadata, sha256(path))
+    except ShardError:
+        return None

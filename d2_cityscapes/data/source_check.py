@@ -1,0 +1,141 @@
+"""What can be packed into shards, and everything that is wrong with it, before it is packed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from d2_cityscapes.data.shard_file import ShardError
+from d2_cityscapes.data.worker_pool import map_in_order
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.labels import LabelTable
+
+__all__ = ["Source", "check_ids", "check_sources", "problems_error"]
+
+_IN_ONE_LINE = 8  # problems
+Size = tuple[int, int]  # (H, W)
+
+
+class Source(Protocol):
+    """One annotated image to be packed; must be picklable to reach worker processes.
+
+    A source of files also has ``image_path``, and ``problems(table) -> list[str]``: everything that
+    is wrong with the files, each with its path, found without decoding the image. An unreadable
+    file is a `D2CityscapesError`.
+    """
+
+    file_name: str  # base name, unique within a split
+    size: Size
+    fingerprint: str  # changes when the source changes; cheap to compute
+
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+
+    def instance_ids(self) -> np.ndarray:
+        """(H, W) integers in the encoding of `d2_cityscapes.labels`."""
+
+
+class _Finding(NamedTuple):
+    where: str
+    size: Size | None  # None: unknown
+    problems: list[str]
+
+
+def check_sources(
+    splits: Mapping[str, Sequence[Source]],
+    pool: ProcessPoolExecutor | None,
+    *,
+    table: LabelTable,
+    packed_sizes: Mapping[str, Iterable[Size]],
+    progress: bool = False,
+) -> dict[str, Size]:
+    """Look for everything that is wrong with sources, before any is packed.
+
+    Images are not decoded, id maps are.
+
+    Args:
+        splits: split -> the sources to check.
+        pool: worker processes.
+        table: the classes.
+        packed_sizes: split -> sizes of its images that are packed already.
+        progress: show a progress bar.
+
+    Returns:
+        Split -> size of its images.
+
+    Raises:
+        ShardError: all problems: in its line where they are few, else in its details.
+    """
+    sizes, problems = {}, []
+    look = partial(_look, table=table)
+    total = sum(map(len, splits.values()))
+    with tqdm(total=total, desc="checking", unit="image", disable=not (progress and total)) as bar:
+        for split, sources in splits.items():
+            findings = []
+            for finding in map_in_order(pool, look, sources):
+                findings.append(finding)
+                bar.update()
+            counts = Counter(packed_sizes[split])
+            counts.update(f.size for f in findings if f.size is not None)
+            common = counts.most_common(1)[0][0] if counts else None
+            for finding in findings:
+                problems += finding.problems
+                if finding.size not in (None, common):
+                    problems.append(
+                        f"{finding.where}: {finding.size} (H, W), other images of {split} are "
+                        f"{common}; a split has one size"
+                    )
+            if common is not None:
+                sizes[split] = common
+    if problems:
+        raise problems_error(problems, "nothing was written; mend them or leave them out")
+    return sizes
+
+
+def problems_error(problems: Sequence[str], remedy: str) -> ShardError:
+    """One error for any number of problems: few stand in its line, many above it."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    if len(problems) > _IN_ONE_LINE:
+        return ShardError(f"{count}, listed above; {remedy}", details=problems)
+    return ShardError(f"{count}: {'; '.join(problems)}; {remedy}")
+
+
+def check_ids(ids: np.ndarray, size: Size, table: LabelTable) -> list[str]:
+    """What is wrong with an instance-id map.
+
+    Args:
+        ids: the map.
+        size: (H, W) of its image.
+        table: the classes.
+    """
+    if ids.shape != size:
+        return [f"id map of {ids.shape}, image of {size} (H, W)"]
+    if not np.issubdtype(ids.dtype, np.integer):
+        return [f"id map of {ids.dtype}, expected integers"]
+    unknown = table.unknown_ids(ids)
+    if not unknown:
+        return []
+    named = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
+    return [f"ids {named} are not in the {table.name} label table"]
+
+
+def _look(source: Source, *, table: LabelTable) -> _Finding:
+    where = str(getattr(source, "image_path", source.file_name))
+    try:
+        if hasattr(source, "problems"):
+            problems = source.problems(table)
+        else:
+            found = check_ids(source.instance_ids(), source.size, table)
+            problems = [f"{where}: {problem}" for problem in found]
+    except D2CityscapesError as error:
+        problems = [str(error)]
+    try:
+        return _Finding(where, source.size, problems)
+    except D2CityscapesError:  # an unreadable image, which is among the problems
+        return _Finding(where, None, problems)

@@ -1,0 +1,171 @@
+"""COCO panoptic files: an RGB PNG for each image, and a JSON that lists the segments of all.
+
+The form of cityscapesscripts' createPanopticImgs, of panopticapi and of Detectron2's evaluator. The
+id of a segment is R + 256 G + 65536 B of its pixels, 0 is void.
+
+Shape letters: H, W pixels; R runs of pixels with equal ids; S segments of one image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2_cityscapes.evaluation.map_files import PanopticFileError, read_png
+from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
+
+__all__ = ["CocoPng", "read_coco_panoptic"]
+
+_PLACES = np.array([1, 256, 256 * 256])
+
+
+@dataclass(frozen=True)
+class CocoPng:
+    """The PNG of one image with the instance ids of its segments.
+
+    Attributes:
+        path: the RGB PNG.
+        segment_ids: S ascending segment ids, the first of them 0.
+        instance_ids: S instance ids, the first of them 0.
+    """
+
+    path: Path
+    segment_ids: tuple[int, ...]
+    instance_ids: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def read(self) -> np.ndarray:
+        """(H, W) uint16 instance ids."""
+        image = read_png(self.path)
+        if image.mode != "RGB":
+            raise PanopticFileError(
+                f"{self.path}: a PNG of mode {image.mode}, expected RGB as in COCO panoptic"
+            )
+        colors = np.asarray(image).reshape(-1, 3)
+        flat = colors.reshape(-1)
+        changed_bytes = np.flatnonzero(flat[3:] != flat[:-3])
+        starts = np.append(0, np.unique(changed_bytes // 3) + 1)  # (R,)
+        runs = colors[starts] @ _PLACES
+
+        known = np.array(self.segment_ids)
+        segments = np.minimum(np.searchsorted(known, runs), len(known) - 1)
+        seen = np.bincount(segments, minlength=len(known)) > 0
+        seen[0] = True
+        self._check(runs[known[segments] != runs], known[~seen])
+        ids = np.array(self.instance_ids, dtype=np.uint16)[segments]
+        return np.repeat(ids, np.diff(starts, append=len(colors))).reshape(image.size[::-1])
+
+    def _check(self, unlisted: np.ndarray, unseen: np.ndarray) -> None:
+        for ids, problem in (
+            (unlisted, "which the JSON does not list"),
+            (unseen, "of the JSON has no pixel"),
+        ):
+            if ids.size:
+                raise PanopticFileError(f"{self.path}: segment {ids.min()} {problem}")
+
+
+def read_coco_panoptic(
+    json_path: Path,
+    *,
+    groups: bool,
+    categories: Mapping[int, LabelClass] | None = None,
+    table: LabelTable = CITYSCAPES,
+) -> tuple[dict[str, CocoPng], dict[int, LabelClass]]:
+    """The images of a COCO panoptic JSON, whose PNGs lie in the folder of the same name.
+
+    Args:
+        json_path: NAME.json, beside the folder NAME.
+        groups: whether ``iscrowd`` counts, as in the truth. The official tools do not look at it in
+            a prediction: every segment is one.
+        categories: category id -> class, where the JSON has no categories of its own; None for
+            label ids.
+        table: the classes. Categories are recognised by name, so their ids may be label ids or
+            train ids.
+
+    Returns:
+        ``image_id`` -> its map; category id -> class.
+
+    Raises:
+        PanopticFileError: the files are not COCO panoptic, or hold what instance ids cannot say:
+            unknown categories, two segments of a stuff class or more than 1000 of a thing class in
+            an image.
+    """
+    folder = json_path.with_suffix("")
+    if not folder.is_dir():
+        raise PanopticFileError(f"{json_path}: no folder {folder.name}/ with its PNGs beside it")
+    try:
+        document = json.loads(json_path.read_text())
+        if "categories" in document:
+            categories = _read_categories(document["categories"], table)
+        elif categories is None:
+            categories = {c.label_id: c for c in table.classes}
+        maps: dict[str, CocoPng] = {}
+        for annotation in document["annotations"]:
+            image_id = str(annotation["image_id"])
+            if image_id in maps:
+                raise PanopticFileError(f"image {image_id} is listed twice")
+            try:
+                encoded = _encode(annotation["segments_info"], categories, groups)
+            except PanopticFileError as error:
+                raise PanopticFileError(f"image {image_id}: {error}") from error
+            maps[image_id] = CocoPng(
+                folder / annotation["file_name"], tuple(encoded), tuple(encoded.values())
+            )
+    except PanopticFileError as error:
+        raise PanopticFileError(f"{json_path}: {error}") from error
+    except OSError as error:
+        raise PanopticFileError(f"{json_path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PanopticFileError(f"{json_path}: not COCO panoptic ({error!r})") from error
+    return maps, dict(categories)
+
+
+def _read_categories(entries: list[dict[str, Any]], table: LabelTable) -> dict[int, LabelClass]:
+    """Category id -> class. Categories of other names may be listed as long as none is used."""
+    classes = {c.name: c for c in table.classes}
+    found = {entry["id"]: classes[entry["name"]] for entry in entries if entry["name"] in classes}
+    for entry in entries:
+        c = found.get(entry["id"])
+        if c is not None and bool(entry.get("isthing", c.is_thing)) != c.is_thing:
+            kind = "a thing" if c.is_thing else "stuff"
+            raise PanopticFileError(f"isthing of {c.name} is {entry['isthing']}, but it is {kind}")
+    return found
+
+
+def _encode(
+    segments_info: list[dict[str, Any]], categories: Mapping[int, LabelClass], groups: bool
+) -> dict[int, int]:
+    """Segment id -> instance id, in ascending order of segment id, from 0 -> 0 for void on."""
+    encoded = {0: 0}
+    numbers: Counter[str] = Counter()
+    for segment in sorted(segments_info, key=lambda segment: segment["id"]):
+        if segment["id"] in encoded:
+            what = "is void" if segment["id"] == 0 else "is listed twice"
+            raise PanopticFileError(f"segment {segment['id']} {what}")
+        c = categories.get(segment["category_id"])
+        if c is None:
+            raise PanopticFileError(
+                f"segment {segment['id']} has the unknown category {segment['category_id']}"
+            )
+        group = c.is_thing and groups and segment.get("iscrowd", 0) == 1
+        kind = f"group region of {c.name}" if group else c.name
+        limit = INSTANCE_DIVISOR if c.is_thing and not group else 1
+        number = numbers[kind]
+        numbers[kind] += 1
+        if number >= limit:
+            raise PanopticFileError(
+                f"more than {limit} segment{'s' if limit > 1 else ''} ({kind}), which instance ids "
+                "cannot tell apart; merge them"
+            )
+        first = c.label_id * INSTANCE_DIVISOR if limit > 1 else c.label_id
+        encoded[segment["id"]] = first + number
+    return encoded

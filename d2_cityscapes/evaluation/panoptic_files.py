@@ -1,0 +1,145 @@
+"""Panoptic annotations and predictions on disk, in whatever form they come.
+
+The form is recognised by what is there: PNGs of instance ids, COCO panoptic, or shards.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2_cityscapes.evaluation.coco_panoptic import read_coco_panoptic
+from d2_cityscapes.evaluation.map_files import IdMapFile, IdsPng, PanopticFileError, ShardRow
+from d2_cityscapes.labels import LabelClass
+
+__all__ = ["PanopticFiles", "find_panoptic_files", "image_name"]
+
+_IDS_SUFFIX = "_instanceIds.png"
+_SPLITS = ("train", "val", "test", "train_extra")
+_SUFFIXES = re.compile("(_(leftImg8bit|gtFine|gtCoarse|instanceIds|panoptic))+$")
+_EXPECTED = (
+    f"PNGs of instance ids (*{_IDS_SUFFIX} or other *.png, flat or in folders), COCO panoptic "
+    "(NAME.json beside a folder NAME), or shards (index.json)"
+)
+_Splits = dict[str, list[tuple[str, IdMapFile]]]  # split, or "" for none -> file name, map
+
+
+@dataclass(frozen=True)
+class PanopticFiles:
+    """The maps of a set of images.
+
+    Attributes:
+        path: where they were found.
+        maps: image name -> its map, in the order of the names.
+        categories: category id -> class in COCO panoptic, else None.
+    """
+
+    path: Path
+    maps: dict[str, IdMapFile]
+    categories: Mapping[int, LabelClass] | None = None
+
+
+def find_panoptic_files(
+    path: str | Path,
+    *,
+    truth: bool,
+    split: str | None = None,
+    categories: Mapping[int, LabelClass] | None = None,
+) -> PanopticFiles:
+    """Find the maps at a place.
+
+    Args:
+        path: a folder, or a COCO panoptic JSON.
+        truth: whether group regions count as such in COCO panoptic.
+        split: the one to take where the place holds several.
+        categories: of a COCO panoptic JSON without any; None for label ids.
+
+    Raises:
+        PanopticFileError: nothing or more than one form is there, or two maps of one image.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.exists():
+        raise PanopticFileError(f"{path}: no such file or folder; expected {_EXPECTED}")
+    if path.is_file() and path.suffix != ".json":
+        raise PanopticFileError(f"{path}: a file; give its folder, or a COCO panoptic JSON")
+    pngs = [path / name for name in sorted(glob.glob("**/*.png", root_dir=path, recursive=True))]
+    id_pngs = [p for p in pngs if p.name.endswith(_IDS_SUFFIX)]
+    jsons = _find_jsons(path)
+    index = path / "index.json"
+    forms = [f"COCO panoptic {json_path}" for json_path in jsons]
+    forms += [f"shards {index}"] * index.is_file()
+    forms += [f"{len(id_pngs)} *{_IDS_SUFFIX}"] * bool(id_pngs)
+    if len(forms) > 1:
+        raise PanopticFileError(f"{path}: found {', '.join(forms)}; give the one that you mean")
+
+    found = None
+    if jsons:
+        path = jsons[0]
+        listed, found = read_coco_panoptic(path, groups=truth, categories=categories)
+        splits: _Splits = {"": list(listed.items())}
+    elif index.is_file():
+        splits = _shard_splits(path)
+    elif pngs:
+        splits = _png_splits(path, id_pngs or pngs)
+    else:
+        raise PanopticFileError(f"{path}: nothing to read here; expected {_EXPECTED}")
+    if split is not None and split not in splits:
+        held = ", ".join(filter(None, splits)) or "no folders of splits"
+        raise PanopticFileError(f"{path}: no split {split}; it has {held}")
+    if split is None and truth and len(splits) > 1:
+        raise PanopticFileError(f"{path}: has splits {', '.join(splits)}; choose with --split")
+    maps = _by_image(itertools.chain(*(splits.values() if split is None else [splits[split]])))
+    if not maps:
+        raise PanopticFileError(f"{path}: lists no image")
+    return PanopticFiles(path, maps, found)
+
+
+def image_name(name: str) -> str:
+    """What the files of one image share: "frankfurt_000000_000294" for any of its file names."""
+    return _SUFFIXES.sub("", name.removesuffix(".png"))
+
+
+def _find_jsons(path: Path) -> list[Path]:
+    """The JSONs that make a folder COCO panoptic: beside it, or in it beside their own folder."""
+    if path.is_file():
+        return [path]
+    beside = path.with_name(f"{path.name}.json")
+    candidates = [beside, *(p for p in sorted(path.glob("*.json")) if p.with_suffix("").is_dir())]
+    # others may be there, as the results of a folder of predictions in a JSON beside it
+    return [p for p in candidates if p.is_file() and b'"segments_info"' in p.read_bytes()]
+
+
+def _shard_splits(folder: Path) -> _Splits:
+    from d2_cityscapes.data.shards import read_index  # imports torch, which PNGs do not need
+
+    splits: _Splits = {}
+    for shard in read_index(folder)["shards"]:
+        rows = splits.setdefault(shard["split"], [])
+        rows += [(n, ShardRow(folder / shard["file"], i)) for i, n in enumerate(shard["images"])]
+    return splits
+
+
+def _png_splits(folder: Path, paths: Iterable[Path]) -> _Splits:
+    splits: _Splits = {}
+    for path in paths:
+        above = path.relative_to(folder).parts[:-1]
+        split = next((part for part in above if part in _SPLITS), "")
+        splits.setdefault(split, []).append((path.name, IdsPng(path)))
+    return splits
+
+
+def _by_image(named: Iterable[tuple[str, IdMapFile]]) -> dict[str, IdMapFile]:
+    maps: dict[str, IdMapFile] = {}
+    for name, id_map in named:
+        image = image_name(name)
+        if image in maps:
+            raise PanopticFileError(
+                f"two maps of image {image}: {maps[image].where} and {id_map.where}"
+            )
+        maps[image] = id_map
+    return dict(sorted(maps.items()))

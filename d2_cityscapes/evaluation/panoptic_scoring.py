@@ -1,0 +1,100 @@
+"""Panoptic quality of predictions in files, on several processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from d2_cityscapes.data.worker_pool import map_in_order, worker_pool
+from d2_cityscapes.evaluation.map_files import IdMapFile, PanopticFileError
+from d2_cityscapes.evaluation.panoptic_files import PanopticFiles
+from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError, PanopticQuality
+
+__all__ = ["missing_predictions", "score_files"]
+
+_logger = logging.getLogger(__name__)
+
+
+def missing_predictions(truth: PanopticFiles, prediction: PanopticFiles) -> list[str]:
+    """The images of the truth that have no prediction."""
+    return [image for image in truth.maps if image not in prediction.maps]
+
+
+def score_files(
+    truth: PanopticFiles,
+    prediction: PanopticFiles,
+    *,
+    workers: int = 1,
+    allow_missing: bool = False,
+    progress: bool = False,
+) -> PanopticQuality:
+    """Score every image of the truth. Predictions of other images are ignored, which is logged.
+
+    Args:
+        truth: the annotated images.
+        prediction: the predicted ones.
+        workers: number of processes; the numbers do not depend on it.
+        allow_missing: score an image without prediction as if all of it were predicted void: every
+            segment of its truth is missed.
+        progress: show a progress bar.
+
+    Raises:
+        D2CityscapesError: images without prediction, or a file that cannot be scored.
+    """
+    _check_missing(truth, prediction, allow_missing)
+    extra = [image for image in prediction.maps if image not in truth.maps]
+    if extra:
+        _logger.warning(
+            "%s: %d predictions of images without truth are ignored (%s)",
+            prediction.path, len(extra), _first_few(extra),
+        )  # fmt: skip
+    pairs = [(true_map, prediction.maps.get(image)) for image, true_map in truth.maps.items()]
+    quality = PanopticQuality()
+    with (
+        worker_pool(min(workers, len(pairs))) as pool,
+        tqdm(total=len(pairs), desc="scoring", unit="image", disable=not progress) as bar,
+    ):
+        for state in map_in_order(pool, _score, pairs):
+            quality.merge(state)
+            bar.update()
+    return quality
+
+
+def _check_missing(truth: PanopticFiles, prediction: PanopticFiles, allow_missing: bool) -> None:
+    missing = missing_predictions(truth, prediction)
+    nothing = len(missing) == len(truth.maps)
+    if not missing or (allow_missing and not nothing):
+        return
+    remedy = "add them, or pass --allow-missing to score these images as predicted void"
+    if nothing:
+        remedy = f"its images are {_first_few(list(prediction.maps))}"
+    raise PanopticFileError(
+        f"{prediction.path}: no prediction for {len(missing)} of {len(truth.maps)} images "
+        f"({_first_few(missing)}); {remedy}",
+        details=missing,
+    )
+
+
+def _score(pair: tuple[IdMapFile, IdMapFile | None]) -> np.ndarray:
+    """State of `PanopticQuality` for one truth and its prediction, which may be missing."""
+    true_map, predicted_map = pair
+    true_ids = true_map.read()
+    quality = PanopticQuality()
+    try:
+        if predicted_map is None:
+            quality.update(np.zeros_like(true_ids), true_ids)
+        else:
+            quality.update(predicted_map.read(), true_ids)
+    except InvalidMapError as error:
+        files = [f"truth {true_map.where}"]
+        if predicted_map is not None:
+            files.insert(0, f"prediction {predicted_map.where}")
+        raise PanopticFileError(f"{', '.join(files)}: {error}") from error
+    return quality.state()
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,247 @@
+"""Semantic segmentation scores of street scenes, from maps in memory.
+
+The rules are those of cityscapesscripts' pixel-level evaluation:
+
+* IoU of a class: true positive pixels / (true positive + false positive + false negative pixels).
+  Void truth is left out. A *prediction* of void is a miss.
+* iIoU of a thing class: each true instance counts as if it had the average size of its class, so
+  that near objects do not outweigh far ones. With S the average size, n instances and r the part of
+  an instance that the prediction hits, it is S * sum(r) / (S * n + false positive pixels). Pixels
+  without an instance number (group regions) are neither hit nor missed.
+* Both again over categories, where a confusion inside the category is a hit; iIoU for categories of
+  things alone.
+
+A class or category that neither the truth has nor the prediction claims is left out of the means.
+
+Shape letters: H, W pixels; C classes; R runs of pixels with equal ids; N ids in the truth of one
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
+
+__all__ = ["BENCHMARKS", "Benchmark", "SemSegQuality"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark fixes beside its classes.
+
+    Attributes:
+        categories: names of the classes of each category.
+        average_sizes: pixels of an average instance of each thing class, at full resolution.
+    """
+
+    categories: Mapping[str, tuple[str, ...]]
+    average_sizes: Mapping[str, float]
+
+
+# Name of the label table -> its benchmark. Without one there is no iIoU and no category.
+BENCHMARKS = {
+    "cityscapes": Benchmark(
+        categories={
+            "flat": ("road", "sidewalk"),
+            "construction": ("building", "wall", "fence"),
+            "object": ("pole", "traffic light", "traffic sign"),
+            "nature": ("vegetation", "terrain"),
+            "sky": ("sky",),
+            "human": ("person", "rider"),
+            "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+        },
+        average_sizes={
+            "person": 3462.4756337644,
+            "rider": 3930.4788056518,
+            "car": 12794.0202738185,
+            "truck": 27855.1264367816,
+            "bus": 35732.1511111111,
+            "train": 67583.7075812274,
+            "motorcycle": 6298.7200839748,
+            "bicycle": 4672.3249222261,
+        },
+    ),
+}
+
+
+class SemSegQuality:
+    """IoU and iIoU of classes and categories, accumulated over images as sums.
+
+    Args:
+        table: classes of the dataset.
+    """
+
+    def __init__(self, table: LabelTable = CITYSCAPES) -> None:
+        self.table = table
+        benchmark = BENCHMARKS.get(table.name, Benchmark({}, {}))
+        size = len(table.classes)
+        self._average_size = np.array(
+            [benchmark.average_sizes.get(c.name, 0.0) for c in table.classes]
+        )
+        train_id = {c.name: c.train_id for c in table.classes}
+        self._categories = {
+            name: [train_id[member] for member in members]
+            for name, members in benchmark.categories.items()
+        }
+        self._same_category = np.eye(size, dtype=bool)
+        for members in self._categories.values():
+            self._same_category[np.ix_(members, members)] = True
+        # Column of the sums for a predicted train id; -1: no such id.
+        self._column_of = np.full(VOID_TRAIN_ID + 1, -1)
+        self._column_of[:size] = np.arange(size)
+        self._column_of[VOID_TRAIN_ID] = size
+        # Of a true class, in this order: pixels by predicted class, void last; and over its
+        # instances, the sums of the parts that the class and its category hit, and their number.
+        self._sums = np.zeros((size, size + 4), dtype=np.float64)
+
+    def update(self, pred_train_ids: Any, true_ids: Any) -> None:
+        """Add one image.
+
+        Args:
+            pred_train_ids: (H, W) integer map of train ids, 255 = void; numpy or torch.
+            true_ids: (H, W) integer map of instance ids, the truth; numpy or torch.
+
+        Raises:
+            InvalidMapError: a ValueError, where the shapes differ, or a map is not of integers or
+                holds an id that the label table does not know.
+        """
+        pred, true = _as_map(pred_train_ids, "prediction"), _as_map(true_ids, "truth")
+        if pred.shape != true.shape:
+            raise InvalidMapError(
+                f"prediction and truth differ in shape, {pred.shape} and {true.shape}: resize the "
+                "prediction to the size of the annotated image"
+            )
+        ids, counts = self._count(pred.ravel(), true.ravel())
+        classes = self.table.train_id_of[ids].astype(np.int64)
+        evaluated = classes != VOID_TRAIN_ID
+        width = counts.shape[1]
+        np.add.at(self._sums[:, :width], classes[evaluated], counts[evaluated])
+
+        instances = evaluated & (ids >= INSTANCE_DIVISOR)
+        classes, counts = classes[instances], counts[instances]
+        sizes = counts.sum(axis=1)
+        hits = counts[np.arange(len(classes)), classes] / sizes
+        category_hits = (counts[:, :-1] * self._same_category[classes]).sum(axis=1) / sizes
+        columns = np.stack([hits, category_hits, np.ones_like(hits)], axis=1)
+        np.add.at(self._sums[:, width:], classes, columns)
+
+    def merge(self, other: SemSegQuality | np.ndarray) -> None:
+        """Add the sums of another instance over the same classes, or a `state` of one."""
+        if isinstance(other, SemSegQuality) and other.table.hash != self.table.hash:
+            raise InvalidMapError(
+                f"cannot merge semantic scores over the classes of {other.table.name!r} into those "
+                f"of {self.table.name!r}: both must use one label table"
+            )
+        sums = other.state() if isinstance(other, SemSegQuality) else np.asarray(other)
+        if sums.shape != self._sums.shape:
+            raise InvalidMapError(
+                f"a state over these classes is {self._sums.shape}, found {sums.shape}"
+            )
+        self._sums += sums
+
+    def state(self) -> np.ndarray:
+        """(C, C + 4) float64 sums over images. States of parts just add."""
+        return self._sums.copy()
+
+    def compute(self) -> dict[str, Any]:
+        """The scores in percent; None where nothing was seen, which no mean counts.
+
+        Returns:
+            mIoU and iIoU, means over the classes; mIoU_category and iIoU_category, over the
+            categories; per_class and per_category, from the name to its "IoU" and, where its things
+            have an average size, "iIoU".
+        """
+        per_class = {c.name: self._scores([c.train_id]) for c in self.table.classes}
+        per_category = {
+            name: self._scores(members, category=True) for name, members in self._categories.items()
+        }
+        return {
+            "mIoU": _mean(per_class, "IoU"),
+            "iIoU": _mean(per_class, "iIoU"),
+            "mIoU_category": _mean(per_category, "IoU"),
+            "iIoU_category": _mean(per_category, "iIoU"),
+            "per_class": per_class,
+            "per_category": per_category,
+        }
+
+    def _count(self, pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The (N,) ids of a truth, and the (N, C + 1) pixels of each by predicted class."""
+        changes = np.ones(true.size, dtype=bool)
+        if true.size:
+            np.not_equal(true[1:], true[:-1], out=changes[1:])
+            changes[1:] |= pred[1:] != pred[:-1]
+        starts = np.flatnonzero(changes)
+        lengths = np.diff(starts, append=true.size)
+        pred_runs, true_runs = pred[starts], true[starts]  # (R,)
+        self._check(pred_runs, true_runs)
+        seen = np.zeros(len(self.table.known_ids), dtype=bool)
+        seen[true_runs] = True
+        rank = np.cumsum(seen) - 1
+        ids = np.flatnonzero(seen)
+        width = len(self.table.classes) + 1
+        joint = rank[true_runs] * width + self._column_of[pred_runs]
+        return ids, np.bincount(joint, lengths, len(ids) * width).reshape(-1, width)
+
+    def _check(self, pred: np.ndarray, true: np.ndarray) -> None:
+        columns = self._column_of
+        if not _all_in(pred, columns >= 0):
+            wrong = [int(v) for v in np.unique(pred) if not _all_in(v, columns >= 0)]
+            raise InvalidMapError(
+                f"prediction: {_listed(wrong)} are no train ids of the {self.table.name} labels; "
+                f"expected 0 to {len(self.table.classes) - 1}, or {VOID_TRAIN_ID} for void"
+            )
+        if not _all_in(true, self.table.known_ids):
+            unknown = self.table.unknown_ids(true)
+            raise InvalidMapError(
+                f"truth: ids {_listed(unknown)} are unknown to the {self.table.name} labels; "
+                f"expected label ids, or label_id * {INSTANCE_DIVISOR} + k for an instance"
+            )
+
+    def _scores(self, members: list[int], *, category: bool = False) -> dict[str, float | None]:
+        """IoU and iIoU in percent of the class, or of the category of the classes, `members`."""
+        confusion = self._sums[:, : len(self._sums) + 1]
+        hits = confusion[np.ix_(members, members)].sum()
+        truth = confusion[members].sum()
+        wrong = confusion[:, members].sum() - hits
+        pixels = truth + wrong
+
+        scores = {"IoU": float(100 * hits / pixels) if pixels else None}
+        sizes = self._average_size[members]
+        if sizes.all():
+            parts, category_parts, number = self._sums[members, -3:].T
+            weighted_hits = (sizes * (category_parts if category else parts)).sum()
+            weighted = (sizes * number).sum() + wrong
+            scores["iIoU"] = float(100 * weighted_hits / weighted) if weighted else None
+        return scores
+
+
+def _as_map(ids: Any, role: str) -> np.ndarray:
+    """An (H, W) integer array of a map that may be a tensor on a device."""
+    array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+    if array.dtype.kind not in "iu" or array.ndim != 2:
+        raise InvalidMapError(
+            f"{role}: expected an (H, W) map of integers, found {array.dtype} of {array.shape}"
+        )
+    return array
+
+
+def _all_in(values: np.ndarray, allowed: np.ndarray) -> bool:
+    """Whether all values are indices of true entries."""
+    if not values.size:
+        return True
+    return bool(values.min() >= 0 and values.max() < len(allowed) and allowed[values].all())
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+
+
+def _mean(group: Mapping[str, Mapping[str, float | None]], metric: str) -> float | None:
+    values = [value for scores in group.values() if (value := scores.get(metric)) is not None]
+    return sum(values) / len(values) if values else None

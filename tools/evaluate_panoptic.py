@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Score anybody's panoptic predictions by the official rules: PQ, SQ, RQ, and PQ-dagger.
+
+A faster csEvalPanopticSemanticLabeling with the same numbers; needs no Detectron2. Truth and
+prediction may each come as
+
+  PNGs of instance ids   label_id * 1000 + k for an instance, the plain label id for every other
+                         pixel (of a thing: a group region, which in a prediction is void); flat or
+                         in folders. Where there are *_instanceIds.png, other PNGs are left alone.
+  COCO panoptic          NAME.json beside the folder NAME of its PNGs, as createPanopticImgs writes
+                         them; give either. Categories are recognised by their names; those of a
+                         prediction without any are the truth's, or else label ids.
+  shards                 a folder that datasets/prepare_shards.py wrote
+
+and are matched by the name of the image: its file name or image_id less _leftImg8bit, _gtFine,
+_instanceIds, _panoptic.
+
+Prints a table of all classes, and writes the numbers to --output. Every image of the truth must
+have a prediction; predictions of other images are ignored.
+
+examples:
+  python tools/evaluate_panoptic.py --truth gtFine/val --prediction DIR --output results.json
+  python tools/evaluate_panoptic.py --truth gtFine/cityscapes_panoptic_val.json
+      --prediction DIR/cityscapes_panoptic_val.json --output results.json
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from d2_cityscapes.cli import HelpFormatter, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    for role in ("truth", "prediction"):
+        parser.add_argument(
+            f"--{role}", type=Path, required=True, metavar="DIR", help="folder or COCO JSON"
+        )
+    parser.add_argument("--output", type=Path, required=True, help="results.json to write")
+    parser.add_argument("--split", help="which one of the truth, if it has several")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="score images without prediction as predicted void: all their segments are missed",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    started = time.perf_counter()
+    from d2_cityscapes.evaluation.panoptic_files import find_panoptic_files
+    from d2_cityscapes.evaluation.panoptic_report import format_panoptic, panoptic_rows
+    from d2_cityscapes.evaluation.panoptic_scoring import missing_predictions, score_files
+    from d2_cityscapes.evaluation.results import write_results
+
+    truth = find_panoptic_files(args.truth, truth=True, split=args.split)
+    prediction = find_panoptic_files(args.prediction, truth=False, categories=truth.categories)
+    quality = score_files(
+        truth,
+        prediction,
+        workers=args.workers,
+        allow_missing=args.allow_missing,
+        progress=True,
+    )
+    rows = panoptic_rows(
+        quality,
+        dataset=" ".join(filter(None, [str(args.truth), args.split])),
+        images=len(truth.maps),
+        per_class=("PQ", "SQ", "RQ", "PQ_dagger"),
+    )
+    write_results(args.output, rows, seconds=time.perf_counter() - started)
+    print(f"{len(truth.maps)} images of {truth.path}, predictions of {prediction.path}")
+    if missing := missing_predictions(truth, prediction):
+        print(f"{len(missing)} of them without prediction: all their segments are missed")
+    print(f"\n{format_panoptic(quality)}\n\nwrote {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)
