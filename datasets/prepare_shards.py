@@ -45,12 +45,14 @@ def parse_args() -> argparse.Namespace:
         metavar="SPLIT=N",
         help="number of shards of a split; the others keep their default",
     )
-    parser.add_argument("--cities", nargs="+", default=[], help="only these cities (default: all)")
+    parser.add_argument(
+        "--cities", nargs="+", default=[], help="only these cities; none named: all"
+    )
     parser.add_argument(
         "--limit",
         type=int,
         metavar="N",
-        help="only the first N images of each split (default: all)",
+        help="only the first N images of each split",
     )
     parser.add_argument("--workers", type=int, default=2, help="decoding processes")
     parser.add_argument(

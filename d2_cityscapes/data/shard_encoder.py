@@ -22,9 +22,9 @@ from d2_cityscapes.data.image_codecs import compress, find_codec
 from d2_cityscapes.data.instances import InstanceTable, find_instances
 from d2_cityscapes.data.shard_file import TABLES, ShardError, head_checksum
 from d2_cityscapes.data.source_check import Source, check_ids
-from d2_cityscapes.data.worker_pool import map_in_order
 from d2_cityscapes.files import open_atomically
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.worker_pool import map_in_order
 
 __all__ = ["ANNOTATION_CODECS", "encode_image", "write_shard"]
 

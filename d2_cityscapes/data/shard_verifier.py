@@ -15,9 +15,9 @@ from d2_cityscapes.data.shard_file import ShardError, ShardFile
 from d2_cityscapes.data.shard_index import sha256
 from d2_cityscapes.data.shards import INDEX_NAME, read_index
 from d2_cityscapes.data.source_check import Source, problems_error
-from d2_cityscapes.data.worker_pool import map_in_order, worker_pool
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = ["verify_shards"]
 

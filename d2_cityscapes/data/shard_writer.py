@@ -31,9 +31,9 @@ from d2_cityscapes.data.shard_index import (
 )
 from d2_cityscapes.data.shards import INDEX_NAME
 from d2_cityscapes.data.source_check import Size, Source, check_sources
-from d2_cityscapes.data.worker_pool import map_in_order, worker_pool
 from d2_cityscapes.files import lock_folder, remove_temporaries
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = ["write_shards", "write_splits"]
 

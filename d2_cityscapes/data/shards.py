@@ -184,11 +184,19 @@ def select_shards(
     """Files of a shard folder that belong to a split and its partitions, in order.
 
     Raises:
-        ShardError: no such shards in the index, or a listed file is missing or of another size.
+        ShardError: no such shards in the index, not all of a split where all are asked for, or a
+            listed file is missing or of another size.
     """
     entries = [s for s in read_index(folder)["shards"] if split in (None, s["split"])]
     if not entries:
         raise ShardError(f"{folder}: no shards of split {split!r}; {PREPARE} --splits {split}")
+    for name in {s["split"] for s in entries} if partitions is None else ():
+        found = [s for s in entries if s["split"] == name]
+        if len(found) != found[0]["partitions"]:
+            raise ShardError(
+                f"{folder}: {len(found)} of {found[0]['partitions']} shards of split {name!r}; "
+                f"packing did not finish: {PREPARE} again"
+            )
     if partitions is not None:
         missing = sorted(set(partitions) - {s["partition"] for s in entries})
         if missing:

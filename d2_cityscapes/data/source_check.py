@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from d2_cityscapes.data.shard_file import ShardError
-from d2_cityscapes.data.worker_pool import map_in_order
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.worker_pool import map_in_order
 
 __all__ = ["Source", "check_ids", "check_sources", "problems_error"]
 

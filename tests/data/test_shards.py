@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_unknown_split_and_partition(folder):
         ShardReader(folder / "nowhere")
     with pytest.raises(ShardError, match="nowhere"):
         ShardReader(folder / "nowhere.safetensors")[0]
+
+
+def test_a_split_that_is_half_packed_is_refused(folder):
+    index = json.loads((folder / "index.json").read_text())
+    del index["shards"][1]
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ShardError, match=r"2 of 3 shards of split 'train'.*did not finish"):
+        ShardReader(folder)
+    assert len(ShardReader(folder, split="train", partitions=[1, 3])) == 5
 
 
 def test_another_label_table_is_refused(folder):

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from d2_cityscapes.data.worker_pool import map_in_order, worker_pool
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 
 def _square(number: int) -> int:
@@ -45,7 +45,7 @@ def test_a_killed_worker_and_a_wrong_number_are_one_line():
 
 _KILLED = """
 import os, signal
-from d2_cityscapes.data.worker_pool import map_in_order, worker_pool
+from d2_cityscapes.worker_pool import map_in_order, worker_pool
 with worker_pool(3) as pool:
     list(map_in_order(pool, abs, range(9)))
     os.kill(os.getpid(), signal.SIGKILL)
