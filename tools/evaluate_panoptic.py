@@ -29,6 +29,8 @@ import os
 import time
 from pathlib import Path
 
+os.environ["D2_CITYSCAPES_PLAIN"] = "1"  # plain rooms only: starts in 0.2 s, not 3
+
 from d2_cityscapes.cli import HelpFormatter, run
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from d2_cityscapes.evaluation.results import package_versions
 from d2_cityscapes.files import write_atomically
 
-__all__ = ["Comparison", "as_markdown", "compare", "machine", "time_in_turn", "write_comparisons"]
+__all__ = [
+    "Comparison",
+    "as_markdown",
+    "compare",
+    "machine",
+    "one_thread",
+    "time_in_turn",
+    "write_comparisons",
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,17 @@ def time_in_turn(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) ->
             run()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as the tools that it is compared with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def machine() -> dict[str, Any]:

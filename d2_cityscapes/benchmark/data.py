@@ -10,16 +10,14 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -28,7 +26,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 
-from d2_cityscapes.benchmark.comparison import Comparison, compare, time_in_turn
+from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, time_in_turn
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.data.mapper import CityscapesShardMapper
@@ -124,7 +122,7 @@ def _mapping(settings: DataBenchmark) -> list[Comparison]:
         for image in images:
             mapper(image)
 
-    with _one_thread():
+    with one_thread():
         seconds = time_in_turn(
             {name: partial(run, *of) for name, of in contenders.items()},
             rounds=settings.rounds + 1,
@@ -144,7 +142,7 @@ def _reading(settings: DataBenchmark) -> list[Comparison]:
             np.copyto(room, part)
 
     contenders: dict[str, Callable[[], Any]] = {"ours": lambda: reader[0], "memcpy": copy}
-    with _one_thread():
+    with one_thread():
         seconds = time_in_turn(contenders, rounds=100)
     return compare(
         "record, image and ids, warm", "ms", 1000 * seconds["ours"],
@@ -271,16 +269,12 @@ def _load_stock(settings: DataBenchmark, name: str) -> list[dict]:
 
 
 def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    # started anew, but forking its own workers, as a training does: a spawned process would spawn
+    pool = ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=multiprocessing.set_start_method,
+        initargs=("fork", True),
+    )
+    with pool:
         return pool.submit(function, *arguments).result()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ between, both ends included. Two rules say which area that is:
 
 * APs, APm and APl go by the area of the *box*, as in Table 5 of Attias & Oner's staged Mask R-CNN;
   in "segm" it is the box around the mask. Their protocol is `BOX_SIZE_PROTOCOL`.
-* APs-mask, APm-mask and APl-mask, in "segm" only, go by the area of the *mask*, as COCO has it.
+* APs_mask, APm_mask and APl_mask, in "segm" only, go by the area of the *mask*, as COCO has it.
   Their protocol is `PROTOCOL`, as that of all metrics without a size.
 
 Shape letters: D detections of one class; A area groups; T IoU thresholds; C classes.

@@ -37,7 +37,7 @@ __all__ = [
 # Task -> what each area group adds to the name of a metric.
 AREA_GROUPS = {
     "bbox": ("", "s", "m", "l"),
-    "segm": ("", "s", "m", "l", "s-mask", "m-mask", "l-mask"),
+    "segm": ("", "s", "m", "l", "s_mask", "m_mask", "l_mask"),
 }
 NUM_THRESHOLDS = 10  # of IoU: 0.5, 0.55 ... 0.95
 

@@ -140,7 +140,7 @@ def check(images: Sequence[Pair], task: str) -> dict[str, tuple[float | None, in
     expected |= {f"AP-{c.name}": precision[:, :, c.thing_id].mean() for c in CITYSCAPES.things}
     if task == "segm":
         sizes = official(images, task, "mask").stats[3:6]
-        expected |= zip(("APs-mask", "APm-mask", "APl-mask"), sizes, strict=True)
+        expected |= zip(("APs_mask", "APm_mask", "APl_mask"), sizes, strict=True)
     assert {metric: value for metric, (value, _) in scores.items()} == {
         metric: percent(value) for metric, value in expected.items()
     }
@@ -243,7 +243,7 @@ def test_sizes_by_box_and_by_mask() -> None:
     for task in ("bbox", "segm"):
         scores = scores_of([(truth, truth)], task)
         assert (scores["APs"], scores["APm"][1], scores["APl"]) == ((None, 0), 1, (None, 0))
-    assert (scores["APs-mask"][1], scores["APm-mask"], scores["APl-mask"][1]) == (1, (None, 0), 0)
+    assert (scores["APs_mask"][1], scores["APm_mask"], scores["APl_mask"][1]) == (1, (None, 0), 0)
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(32, "sm"), (33, "m"), (31, "s"), (96, "ml")])
@@ -252,7 +252,7 @@ def test_a_limit_belongs_to_both_sizes(side: int, sizes: str) -> None:
     ids[:side, :side] = 24000
     truth = true_objects(find_instances(ids, CITYSCAPES), ids, CITYSCAPES)
     scores = scores_of([(truth, truth)], "segm")
-    for suffix in ("", "-mask"):
+    for suffix in ("", "_mask"):
         assert "".join(s for s in "sml" if scores[f"AP{s}{suffix}"][1]) == sizes
 
 

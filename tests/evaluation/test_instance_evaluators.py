@@ -101,9 +101,9 @@ def test_rows_say_their_protocol(inputs: list[dict], outputs: list[dict]) -> Non
     for task in ("bbox", "segm"):
         assert protocols[task, "AP"] == protocols[task, "AR@100"] == "COCO"
         assert protocols[task, "APs"] == protocols[task, "APl"] == "COCO, sizes by box"
-    assert protocols["segm", "APm-mask"] == "COCO"
+    assert protocols["segm", "APm_mask"] == "COCO"
     assert protocols["segm_cityscapes", "AP"] == "Cityscapes"
-    assert ("bbox", "APs-mask") not in protocols
+    assert ("bbox", "APs_mask") not in protocols
 
 
 def test_cityscapes_is_the_plain_score(inputs: list[dict], outputs: list[dict]) -> None:
