@@ -268,13 +268,16 @@ def _load_stock(settings: DataBenchmark, name: str) -> list[dict]:
     return load_cityscapes_instances(str(image_dir), str(gt_dir), **STOCK[name])
 
 
+def _fork_workers() -> None:
+    multiprocessing.set_start_method("fork", force=True)
+
+
 def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     # started anew, but forking its own workers, as a training does: a spawned process would spawn
     pool = ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=multiprocessing.set_start_method,
-        initargs=("fork", True),
+        initializer=_fork_workers,
     )
     with pool:
         return pool.submit(function, *arguments).result()

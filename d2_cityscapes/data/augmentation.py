@@ -9,6 +9,9 @@ Shape letters: H, W pixels before a transform, h, w after it.
 
 from __future__ import annotations
 
+import functools
+import threading
+
 import numpy as np
 import torch
 from detectron2.data import transforms as T
@@ -100,6 +103,8 @@ def resize_image(
 ) -> torch.Tensor:
     """Bilinear resize with antialiasing of a (3, H, W) uint8 image to (3, h, w).
 
+    The result may be interleaved in memory (torch's channels_last).
+
     Args:
         pixels: the image.
         size: (h, w).
@@ -109,13 +114,22 @@ def resize_image(
     if tuple(pixels.shape[1:]) == tuple(size):
         return pixels
     if check_resize_backend(backend) == "torch":
+        # torch works on (H, W, 3): given anything else it makes a copy, in memory that is new each time
+        interleaved = _room(tuple(pixels.shape[1:]), threading.get_ident())
+        torch.stack(pixels.unbind(0), dim=-1, out=interleaved)
         resized = torch.nn.functional.interpolate(
-            pixels[None], size=size, mode="bilinear", antialias=True
+            interleaved.permute(2, 0, 1)[None], size=size, mode="bilinear", antialias=True
         )
         return resized[0]
     picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     array = np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+@functools.lru_cache(maxsize=2)
+def _room(size: tuple[int, int], thread: int) -> torch.Tensor:
+    """(H, W, 3) uint8 to be written over, the same for each call in a thread."""
+    return torch.empty(*size, 3, dtype=torch.uint8)
 
 
 def _ids_after(transform: T.Transform, ids: np.ndarray) -> np.ndarray:

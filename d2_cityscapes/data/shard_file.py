@@ -51,6 +51,7 @@ from d2_cityscapes.data.image_codecs import decompress, find_codec
 from d2_cityscapes.data.instances import InstanceTable
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.memory import keep_freed_memory
 
 __all__ = ["FORMAT_VERSION", "PREPARE", "TABLES", "ShardError", "ShardFile", "head_checksum"]
 
@@ -172,6 +173,7 @@ class ShardFile:
         except OSError as error:
             raise ShardError(f"{self.path}: {error.strerror}; {PREPARE} again") from error
         weakref.finalize(self, os.close, descriptor)
+        keep_freed_memory()
         return descriptor
 
     @functools.cached_property
