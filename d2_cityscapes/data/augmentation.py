@@ -114,7 +114,7 @@ def resize_image(
     if tuple(pixels.shape[1:]) == tuple(size):
         return pixels
     if check_resize_backend(backend) == "torch":
-        # torch works on (H, W, 3): given anything else it makes a copy, in memory that is new each time
+        # torch works on (H, W, 3); of anything else it makes a copy, in new memory each time
         interleaved = _room(tuple(pixels.shape[1:]), threading.get_ident())
         torch.stack(pixels.unbind(0), dim=-1, out=interleaved)
         resized = torch.nn.functional.interpolate(
