@@ -125,7 +125,7 @@ def _mapping(settings: DataBenchmark) -> list[Comparison]:
     with one_thread():
         seconds = time_in_turn(
             {name: partial(run, *of) for name, of in contenders.items()},
-            rounds=settings.rounds + 1,
+            rounds=settings.rounds + 4,
         )
     per_image = {name: 1000 * value / len(dicts) for name, value in seconds.items()}
     return compare("mapper, one process", "ms/image", per_image.pop("ours"), per_image)
