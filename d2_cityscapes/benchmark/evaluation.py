@@ -95,6 +95,7 @@ def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
 
     started = time.perf_counter()
     for place in (truth, predicted):
+        (place.parent / "coco").mkdir()
         with _silence():
             convert2panoptic(str(place.parent), str(place.parent / "coco"), False, [split])
     converting = time.perf_counter() - started
