@@ -31,7 +31,7 @@ import numpy as np
 
 from d2_cityscapes.data.instances import InstanceTable
 from d2_cityscapes.evaluation.class_means import mean_percent
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.evaluation.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.rle import mask_box
 from d2_cityscapes.labels import INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
 

@@ -25,7 +25,7 @@ from d2_cityscapes.evaluation.coco_matching import (
     predicted_objects,
     true_objects,
 )
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.evaluation.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
 from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.evaluation.map_scores import InvalidMapError
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 
 __all__ = ["ids_of_detections", "ids_of_panoptic", "ids_of_train_ids", "train_ids_of_sem_seg"]

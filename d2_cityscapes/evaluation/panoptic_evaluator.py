@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError, PanopticQuality
+from d2_cityscapes.evaluation.map_scores import InvalidMapError
+from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
 from d2_cityscapes.evaluation.panoptic_report import panoptic_rows
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once, true_ids

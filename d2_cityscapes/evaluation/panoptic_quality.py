@@ -24,7 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.map_scores import (
+    InvalidMapError,
+    MapScore,
+    check_instance_ids,
+    paired_runs,
+)
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
 
 __all__ = ["STATE_ROWS", "InvalidMapError", "PanopticQuality"]
@@ -37,11 +42,7 @@ STATE_ROWS = ("iou", "tp", "fp", "fn", "dagger_iou", "dagger_images")
 _MAX_DENSE_PAIRS = 1 << 20
 
 
-class InvalidMapError(D2CityscapesError, ValueError):
-    """A map is not in the instance-id encoding of its label table."""
-
-
-class PanopticQuality:
+class PanopticQuality(MapScore):
     """PQ, SQ, RQ and PQ-dagger, accumulated over images as sums per class.
 
     Args:
@@ -49,8 +50,8 @@ class PanopticQuality:
     """
 
     def __init__(self, table: LabelTable = CITYSCAPES) -> None:
-        self.table = table
-        self._sums = np.zeros((len(STATE_ROWS), len(table.classes)), dtype=np.float64)
+        # The state is (6, C), its rows as in `STATE_ROWS`.
+        super().__init__(table, np.zeros((len(STATE_ROWS), len(table.classes))))
 
         # A segment's code is its instance id + 1, or 0 for void. Stuff has one segment in an image.
         # Index -1 of the class table is thus void's, and so is code 0.
@@ -75,36 +76,10 @@ class PanopticQuality:
             InvalidMapError: a ValueError, where the shapes differ, or a map is not of integers or
                 holds an id that the label table does not know.
         """
-        pred, true = _as_map(pred_ids, "prediction"), _as_map(true_ids, "truth")
-        if pred.shape != true.shape:
-            raise InvalidMapError(
-                f"prediction and truth differ in shape, {pred.shape} and {true.shape}: resize the "
-                "prediction to the size of the annotated image"
-            )
-        starts = _run_starts(pred.ravel(), true.ravel())
-        lengths = np.diff(starts, append=pred.size)
-        pred_runs, true_runs = pred.ravel()[starts], true.ravel()[starts]
-        self._check_ids(pred_runs, "prediction")
-        self._check_ids(true_runs, "truth")
+        pred_runs, true_runs, lengths = paired_runs(pred_ids, true_ids)
+        check_instance_ids(pred_runs, self.table, "prediction")
+        check_instance_ids(true_runs, self.table, "truth")
         self._add(self._pred_codes[pred_runs], self._true_codes[true_runs], lengths)
-
-    def merge(self, other: PanopticQuality | np.ndarray) -> None:
-        """Add the sums of another instance over the same classes, or a `state` of one."""
-        if isinstance(other, PanopticQuality) and other.table.hash != self.table.hash:
-            raise InvalidMapError(
-                f"cannot merge panoptic quality over the classes of {other.table.name!r} into that "
-                f"of {self.table.name!r}: both must use one label table"
-            )
-        sums = other.state() if isinstance(other, PanopticQuality) else np.asarray(other)
-        if sums.shape != self._sums.shape:
-            raise InvalidMapError(
-                f"a state over these classes is {self._sums.shape}, found {sums.shape}"
-            )
-        self._sums += sums
-
-    def state(self) -> np.ndarray:
-        """(6, C) float64 sums over images, rows as in `STATE_ROWS`. States of parts just add."""
-        return self._sums.copy()
 
     def compute(self) -> dict[str, Any]:
         """The qualities in percent; None for a class never seen, which no mean counts.
@@ -131,16 +106,6 @@ class PanopticQuality:
         result["PQ_dagger"] = _mean([q["PQ_dagger"] for q in per_class.values()])
         result["per_class"] = per_class
         return result
-
-    def _check_ids(self, ids: np.ndarray, role: str) -> None:
-        known = self.table.known_ids
-        if ids.size and (ids.min() < 0 or ids.max() >= len(known) or not known[ids].all()):
-            unknown = self.table.unknown_ids(ids)
-            shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-            raise InvalidMapError(
-                f"{role}: ids {shown} are unknown to the {self.table.name} labels; expected label "
-                f"ids, or label_id * {INSTANCE_DIVISOR} + k for the k-th instance of a thing class"
-            )
 
     def _add(self, pred_codes: np.ndarray, true_codes: np.ndarray, lengths: np.ndarray) -> None:
         """Add an image given the predicted and true codes (R,) and the lengths (R,) of its runs."""
@@ -186,28 +151,6 @@ class PanopticQuality:
             ("dagger_images", stuff, None),
         ):
             self._sums[STATE_ROWS.index(row)] += np.bincount(classes, weights, num_classes)
-
-
-def _as_map(ids: Any, role: str) -> np.ndarray:
-    """A (H, W) integer array of a map that may be a tensor on a device."""
-    array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
-    if array.dtype.kind not in "iu":
-        raise InvalidMapError(
-            f"{role}: instance ids must be integers, found {array.dtype}; ids are not scores, "
-            "convert the map on purpose"
-        )
-    if array.ndim != 2:
-        raise InvalidMapError(f"{role}: expected an (H, W) map, found shape {array.shape}")
-    return array
-
-
-def _run_starts(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """(R,) positions, in reading order, where the id changes in either flat map."""
-    changes = np.empty(pred.size, dtype=bool)
-    changes[:1] = True
-    np.not_equal(pred[1:], pred[:-1], out=changes[1:])
-    changes[1:] |= true[1:] != true[:-1]
-    return np.flatnonzero(changes)
 
 
 def _rank(codes: np.ndarray, num_codes: int) -> tuple[np.ndarray, np.ndarray]:

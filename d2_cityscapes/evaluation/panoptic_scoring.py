@@ -9,8 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from d2_cityscapes.evaluation.map_files import IdMapFile, PanopticFileError
+from d2_cityscapes.evaluation.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.panoptic_files import PanopticFiles
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError, PanopticQuality
+from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = ["missing_predictions", "score_files"]

@@ -25,7 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.evaluation.map_scores import (
+    InvalidMapError,
+    MapScore,
+    all_in,
+    check_instance_ids,
+    listed,
+    paired_runs,
+)
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
 
 __all__ = ["BENCHMARKS", "Benchmark", "SemSegQuality"]
@@ -70,7 +77,7 @@ BENCHMARKS = {
 }
 
 
-class SemSegQuality:
+class SemSegQuality(MapScore):
     """IoU and iIoU of classes and categories, accumulated over images as sums.
 
     Args:
@@ -78,9 +85,12 @@ class SemSegQuality:
     """
 
     def __init__(self, table: LabelTable = CITYSCAPES) -> None:
-        self.table = table
-        benchmark = BENCHMARKS.get(table.name, Benchmark({}, {}))
         size = len(table.classes)
+        # The state is (C, C + 4). Of a true class, in this order: pixels by predicted class, void
+        # last; and over its instances, the sums of the parts that the class and its category hit,
+        # and their number.
+        super().__init__(table, np.zeros((size, size + 4)))
+        benchmark = BENCHMARKS.get(table.name, Benchmark({}, {}))
         self._average_size = np.array(
             [benchmark.average_sizes.get(c.name, 0.0) for c in table.classes]
         )
@@ -96,9 +106,6 @@ class SemSegQuality:
         self._column_of = np.full(VOID_TRAIN_ID + 1, -1)
         self._column_of[:size] = np.arange(size)
         self._column_of[VOID_TRAIN_ID] = size
-        # Of a true class, in this order: pixels by predicted class, void last; and over its
-        # instances, the sums of the parts that the class and its category hit, and their number.
-        self._sums = np.zeros((size, size + 4), dtype=np.float64)
 
     def update(self, pred_train_ids: Any, true_ids: Any) -> None:
         """Add one image.
@@ -111,13 +118,10 @@ class SemSegQuality:
             InvalidMapError: a ValueError, where the shapes differ, or a map is not of integers or
                 holds an id that the label table does not know.
         """
-        pred, true = _as_map(pred_train_ids, "prediction"), _as_map(true_ids, "truth")
-        if pred.shape != true.shape:
-            raise InvalidMapError(
-                f"prediction and truth differ in shape, {pred.shape} and {true.shape}: resize the "
-                "prediction to the size of the annotated image"
-            )
-        ids, counts = self._count(pred.ravel(), true.ravel())
+        pred, true, lengths = paired_runs(pred_train_ids, true_ids)
+        self._check_train_ids(pred)
+        check_instance_ids(true, self.table, "truth")
+        ids, counts = self._count(pred, true, lengths)
         classes = self.table.train_id_of[ids].astype(np.int64)
         evaluated = classes != VOID_TRAIN_ID
         width = counts.shape[1]
@@ -130,24 +134,6 @@ class SemSegQuality:
         category_hits = (counts[:, :-1] * self._same_category[classes]).sum(axis=1) / sizes
         columns = np.stack([hits, category_hits, np.ones_like(hits)], axis=1)
         np.add.at(self._sums[:, width:], classes, columns)
-
-    def merge(self, other: SemSegQuality | np.ndarray) -> None:
-        """Add the sums of another instance over the same classes, or a `state` of one."""
-        if isinstance(other, SemSegQuality) and other.table.hash != self.table.hash:
-            raise InvalidMapError(
-                f"cannot merge semantic scores over the classes of {other.table.name!r} into those "
-                f"of {self.table.name!r}: both must use one label table"
-            )
-        sums = other.state() if isinstance(other, SemSegQuality) else np.asarray(other)
-        if sums.shape != self._sums.shape:
-            raise InvalidMapError(
-                f"a state over these classes is {self._sums.shape}, found {sums.shape}"
-            )
-        self._sums += sums
-
-    def state(self) -> np.ndarray:
-        """(C, C + 4) float64 sums over images. States of parts just add."""
-        return self._sums.copy()
 
     def compute(self) -> dict[str, Any]:
         """The scores in percent; None where nothing was seen, which no mean counts.
@@ -170,37 +156,28 @@ class SemSegQuality:
             "per_category": per_category,
         }
 
-    def _count(self, pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The (N,) ids of a truth, and the (N, C + 1) pixels of each by predicted class."""
-        changes = np.ones(true.size, dtype=bool)
-        if true.size:
-            np.not_equal(true[1:], true[:-1], out=changes[1:])
-            changes[1:] |= pred[1:] != pred[:-1]
-        starts = np.flatnonzero(changes)
-        lengths = np.diff(starts, append=true.size)
-        pred_runs, true_runs = pred[starts], true[starts]  # (R,)
-        self._check(pred_runs, true_runs)
+    def _count(
+        self, pred: np.ndarray, true: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The (N,) ids of a truth, and the (N, C + 1) pixels of each by predicted class.
+
+        From the values and lengths (R,) of the runs.
+        """
         seen = np.zeros(len(self.table.known_ids), dtype=bool)
-        seen[true_runs] = True
+        seen[true] = True
         rank = np.cumsum(seen) - 1
         ids = np.flatnonzero(seen)
         width = len(self.table.classes) + 1
-        joint = rank[true_runs] * width + self._column_of[pred_runs]
+        joint = rank[true] * width + self._column_of[pred]
         return ids, np.bincount(joint, lengths, len(ids) * width).reshape(-1, width)
 
-    def _check(self, pred: np.ndarray, true: np.ndarray) -> None:
-        columns = self._column_of
-        if not _all_in(pred, columns >= 0):
-            wrong = [int(v) for v in np.unique(pred) if not _all_in(v, columns >= 0)]
+    def _check_train_ids(self, pred: np.ndarray) -> None:
+        known = self._column_of >= 0
+        if not all_in(pred, known):
+            wrong = [int(v) for v in np.unique(pred) if not all_in(v, known)]
             raise InvalidMapError(
-                f"prediction: {_listed(wrong)} are no train ids of the {self.table.name} labels; "
+                f"prediction: {listed(wrong)} are no train ids of the {self.table.name} labels; "
                 f"expected 0 to {len(self.table.classes) - 1}, or {VOID_TRAIN_ID} for void"
-            )
-        if not _all_in(true, self.table.known_ids):
-            unknown = self.table.unknown_ids(true)
-            raise InvalidMapError(
-                f"truth: ids {_listed(unknown)} are unknown to the {self.table.name} labels; "
-                f"expected label ids, or label_id * {INSTANCE_DIVISOR} + k for an instance"
             )
 
     def _scores(self, members: list[int], *, category: bool = False) -> dict[str, float | None]:
@@ -219,27 +196,6 @@ class SemSegQuality:
             weighted = (sizes * number).sum() + wrong
             scores["iIoU"] = float(100 * weighted_hits / weighted) if weighted else None
         return scores
-
-
-def _as_map(ids: Any, role: str) -> np.ndarray:
-    """An (H, W) integer array of a map that may be a tensor on a device."""
-    array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
-    if array.dtype.kind not in "iu" or array.ndim != 2:
-        raise InvalidMapError(
-            f"{role}: expected an (H, W) map of integers, found {array.dtype} of {array.shape}"
-        )
-    return array
-
-
-def _all_in(values: np.ndarray, allowed: np.ndarray) -> bool:
-    """Whether all values are indices of true entries."""
-    if not values.size:
-        return True
-    return bool(values.min() >= 0 and values.max() < len(allowed) and allowed[values].all())
-
-
-def _listed(values: list[int]) -> str:
-    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
 
 
 def _mean(group: Mapping[str, Mapping[str, float | None]], metric: str) -> float | None:

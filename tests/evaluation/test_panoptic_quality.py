@@ -240,7 +240,11 @@ def test_views_that_are_not_contiguous() -> None:
     ("pred", "true", "message"),
     [
         (np.zeros((2, 3), int), np.zeros((3, 2), int), r"\(2, 3\) and \(3, 2\)"),
-        (np.zeros((2, 3), int), np.zeros((2, 3)), "truth: instance ids must be integers.*float64"),
+        (
+            np.zeros((2, 3), int),
+            np.zeros((2, 3)),
+            "truth: expected an .H, W. map of integers, found float64",
+        ),
         (torch.zeros(2, 3), np.zeros((2, 3), int), "prediction: .*float32"),
         (np.zeros((2, 3), bool), np.zeros((2, 3), int), "prediction: .*bool"),
         (np.zeros((1, 2, 3), int), np.zeros((1, 2, 3), int), r"\(1, 2, 3\)"),

@@ -1,0 +1,111 @@
+"""What scores of predicted against true maps have in common: their input, and sums over images.
+
+Shape letters: H, W pixels; R runs of pixels with equal ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
+
+__all__ = ["InvalidMapError", "MapScore", "all_in", "check_instance_ids", "listed", "paired_runs"]
+
+
+class InvalidMapError(D2CityscapesError, ValueError):
+    """A map is not in the encoding of its label table."""
+
+
+class MapScore:
+    """Base of scores that are float64 sums over images.
+
+    Args:
+        table: classes of the dataset.
+        sums: the state without images.
+    """
+
+    def __init__(self, table: LabelTable, sums: np.ndarray) -> None:
+        self.table = table
+        self._sums = sums
+
+    def merge(self, other: Self | np.ndarray) -> None:
+        """Add the sums of another instance over the same classes, or a `state` of one."""
+        if isinstance(other, MapScore) and other.table.hash != self.table.hash:
+            raise InvalidMapError(
+                f"cannot merge scores over the classes of {other.table.name!r} into those of "
+                f"{self.table.name!r}: both must use one label table"
+            )
+        sums = other.state() if isinstance(other, MapScore) else np.asarray(other)
+        if sums.shape != self._sums.shape:
+            raise InvalidMapError(
+                f"a state over these classes is {self._sums.shape}, found {sums.shape}"
+            )
+        self._sums += sums
+
+    def state(self) -> np.ndarray:
+        """The float64 sums over images. States of parts just add."""
+        return self._sums.copy()
+
+
+def paired_runs(pred_map: Any, true_map: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The runs, in reading order, in which neither of two maps changes.
+
+    Args:
+        pred_map: (H, W) integers, numpy or torch on any device.
+        true_map: (H, W) likewise.
+
+    Returns:
+        Predicted and true value of each run, and its length in pixels: (R,) each.
+
+    Raises:
+        InvalidMapError: other shapes or types.
+    """
+    pred, true = _as_map(pred_map, "prediction"), _as_map(true_map, "truth")
+    if pred.shape != true.shape:
+        raise InvalidMapError(
+            f"prediction and truth differ in shape, {pred.shape} and {true.shape}: resize the "
+            "prediction to the size of the annotated image"
+        )
+    pred, true = pred.ravel(), true.ravel()
+    changes = np.empty(pred.size, dtype=bool)
+    changes[:1] = True
+    np.not_equal(pred[1:], pred[:-1], out=changes[1:])
+    changes[1:] |= true[1:] != true[:-1]
+    starts = np.flatnonzero(changes)
+    return pred[starts], true[starts], np.diff(starts, append=pred.size)
+
+
+def check_instance_ids(ids: np.ndarray, table: LabelTable, role: str) -> None:
+    """Refuse ids that a label table does not know; ``role`` names the map in the error."""
+    if not all_in(ids, table.known_ids):
+        raise InvalidMapError(
+            f"{role}: ids {listed(table.unknown_ids(ids))} are unknown to the {table.name} labels; "
+            f"expected label ids, or label_id * {INSTANCE_DIVISOR} + k for the k-th instance of a "
+            "thing class"
+        )
+
+
+def all_in(values: np.ndarray, allowed: np.ndarray) -> bool:
+    """Whether all values are indices of true entries."""
+    if not values.size:
+        return True
+    return bool(values.min() >= 0 and values.max() < len(allowed) and allowed[values].all())
+
+
+def listed(values: Sequence[int]) -> str:
+    """The first five of them, for an error."""
+    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+
+
+def _as_map(values: Any, role: str) -> np.ndarray:
+    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if array.dtype.kind not in "iu" or array.ndim != 2:
+        raise InvalidMapError(
+            f"{role}: expected an (H, W) map of integers, found {array.dtype} of {array.shape}; "
+            "ids are not scores, convert the map on purpose"
+        )
+    return array
