@@ -105,7 +105,11 @@ def measure_evaluation(args: argparse.Namespace, tree: Path, report):
     from d2_cityscapes.benchmark.evaluation import EvaluationBenchmark, benchmark_evaluation
 
     settings = EvaluationBenchmark(
-        cityscapes=tree, split=args.split, images=args.images, rounds=args.rounds
+        cityscapes=tree,
+        tools=Path(__file__).parent,
+        split=args.split,
+        images=args.images,
+        rounds=args.rounds,
     )
     return settings, benchmark_evaluation(settings, report=report)
 

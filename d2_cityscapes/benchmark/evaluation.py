@@ -1,4 +1,7 @@
-"""Our scoring beside that of cityscapesscripts and of Detectron2's evaluators, on one thread.
+"""Our scoring beside that of cityscapesscripts and of Detectron2's evaluators.
+
+All of it on one thread, but the commands that score files: they run as users run them, with their
+startup, on all cores.
 
 Predictions are the truth with noise: moved by some pixels, one in ten of another class. Both sides
 score the same ones; equality of the numbers is what the tests are for.
@@ -14,6 +17,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +43,7 @@ from d2_cityscapes.data.register import register_cityscapes_shards
 from d2_cityscapes.data.shard_writer import write_shards
 from d2_cityscapes.evaluation.coco_matching import true_objects
 from d2_cityscapes.evaluation.evaluators import CityscapesInstanceEvaluator, InstanceEvaluator
-from d2_cityscapes.evaluation.panoptic_files import find_panoptic_files
 from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
-from d2_cityscapes.evaluation.panoptic_scoring import score_files
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR
 
 __all__ = ["EvaluationBenchmark", "benchmark_evaluation"]
@@ -55,12 +58,14 @@ class EvaluationBenchmark:
 
     Attributes:
         cityscapes: root of a PNG tree in the official layout.
+        tools: folder of our commands.
         split: "train" or "val".
         images: how many of the split are scored.
         rounds: how often each contender runs; medians are reported.
     """
 
     cityscapes: Path
+    tools: Path
     split: str = "val"
     images: int = 16
     rounds: int = 5
@@ -121,32 +126,56 @@ def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
             for ids in pair:
                 ids.sum()
 
-    files = (find_panoptic_files(truth, truth=True), find_panoptic_files(predicted, truth=False))
+    command, official_command = _panoptic_commands(settings, truth, predicted, folder)
     seconds = time_in_turn(
         {
             "official": official,
             "update": update,
             "pass": one_pass,
-            "files": lambda: score_files(*files),
+            "command": command,
+            "official command": official_command,
         },
         rounds=settings.rounds,
     )
     per_image = {name: 1000 * value / len(maps) for name, value in seconds.items()}
-    peer = "cityscapesscripts, one core"
-    with_conversion = per_image["official"] + 1000 * converting / len(maps)
+    peer = "csEvalPanopticSemanticLabeling"
+    # One process converts both folders, as the official command does.
+    with_conversion = per_image["official command"] + 1000 * converting / len(maps)
     return [
         *compare(
             "PanopticQuality.update, maps in memory", "ms/image", per_image["update"],
-            {peer: per_image["official"], "one pass over both maps": per_image["pass"]},
+            {
+                "cityscapesscripts, one core": per_image["official"],
+                "one pass over both maps": per_image["pass"],
+            },
         ),
         *compare(
-            "panoptic quality of PNGs, as evaluate_panoptic.py", "ms/image", per_image["files"],
+            "evaluate_panoptic.py on PNGs, all cores", "ms/image", per_image["command"],
             {
-                f"{peer}, from panoptic PNGs": per_image["official"],
+                f"{peer}, from panoptic PNGs": per_image["official command"],
                 f"{peer}, with createPanopticImgs": with_conversion,
             },
         ),
     ]  # fmt: skip
+
+
+def _panoptic_commands(
+    settings: EvaluationBenchmark, truth: Path, predicted: Path, folder: Path
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Our command and the official one, each in processes of its own."""
+    run = partial(
+        subprocess.run, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    ours = [sys.executable, str(settings.tools.resolve() / "evaluate_panoptic.py")]
+    ours += ["--truth", str(truth), "--prediction", str(predicted)]
+    official = [sys.executable, "-m", "cityscapesscripts.evaluation.evalPanopticSemanticLabeling"]
+    for role, place in (("gt", truth), ("prediction", predicted)):
+        pngs = place.parent / "coco" / f"cityscapes_panoptic_{settings.split}"
+        official += [f"--{role}-folder", str(pngs), f"--{role}-json-file", f"{pngs}.json"]
+    return (
+        lambda: run([*ours, "--output", "ours.json"]),
+        lambda: run([*official, "--results_file", "official.json"]),
+    )
 
 
 def _instances(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:

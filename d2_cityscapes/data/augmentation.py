@@ -11,18 +11,51 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
 
-__all__ = ["RESIZE_BACKENDS", "ImageAndIds", "check_resize_backend", "resize_image"]
+__all__ = [
+    "RESIZE_BACKENDS",
+    "ImageAndIds",
+    "build_augmentation",
+    "check_resize_backend",
+    "resize_image",
+]
 
 RESIZE_BACKENDS = ("torch", "pil")
+
+
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Resize, and in training crop and flip, as INPUT says.
+
+    They are Detectron2's own, but that INPUT.FIXED_SIZE replaces its rules of the short edge where
+    it is set, and that the crop comes after the resize.
+    """
+    augmentations = detection_utils.build_augmentation(cfg, is_train)
+    if cfg.INPUT.FIXED_SIZE:
+        augmentations[0] = T.Resize(_check_fixed_size(cfg.INPUT.FIXED_SIZE))
+    if is_train and cfg.INPUT.CROP.ENABLED:
+        crop = T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+        augmentations.insert(1, crop)  # between resize and flip
+    return augmentations
+
+
+def _check_fixed_size(size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) itself, if it is a size."""
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise D2CityscapesError(
+            f"INPUT.FIXED_SIZE is {list(size)}: give [height, width] in pixels, or [] for none"
+        )
+    return size[0], size[1]
 
 
 def check_resize_backend(name: str) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from d2_cityscapes.data.source_check import check_ids
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.png import IDS, RGB, PngError, check_png, read_header, read_png
 
 __all__ = [
     "DEFAULT_PARTITIONS",
@@ -30,11 +29,6 @@ __all__ = [
 DEFAULT_PARTITIONS = {"train": 8, "val": 4, "train_extra": 16}
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 _ANNOTATIONS = {"train": "gtFine", "val": "gtFine", "train_extra": "gtCoarse"}
-# Pillow's mode and the bit depth in the file; before Pillow 11.1, 16 bits were sometimes mode I
-_IMAGE_MODES = (("RGB", 8),)
-_ID_MODES = (("L", 8), ("I", 16), ("I;16", 16), ("I;16B", 16))
-_PNG_END = b"IEND\xae\x42\x60\x82"
-_Result = TypeVar("_Result")
 
 
 class CityscapesError(D2CityscapesError):
@@ -47,7 +41,7 @@ class PngSource:
 
     Attributes:
         image_path: 8-bit RGB PNG.
-        ids_path: PNG of instance ids (16 bit as shipped; any integer mode is read).
+        ids_path: PNG of instance ids, 16 bits as shipped, or 8.
     """
 
     image_path: Path
@@ -60,7 +54,7 @@ class PngSource:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(H, W) of the image, from the header of the file."""
-        return _read_png(self.image_path, lambda image: (image.height, image.width))
+        return read_header(self.image_path).size
 
     @property
     def fingerprint(self) -> str:
@@ -71,24 +65,19 @@ class PngSource:
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
-        return _read_png(self.image_path, np.asarray)
+        return read_png(self.image_path, RGB)
 
     def instance_ids(self) -> np.ndarray:
         """(H, W) instance ids."""
-        return _read_png(self.ids_path, np.asarray)
+        return read_png(self.ids_path, IDS)
 
     def problems(self, table: LabelTable) -> list[str]:
         """Everything that is wrong with the two files; the id map is decoded, the image is not."""
         found = []
-        for path, modes, expected in (
-            (self.image_path, _IMAGE_MODES, "RGB with 8 bits"),
-            (self.ids_path, _ID_MODES, "one channel of integers (*_instanceIds.png)"),
-        ):
+        for path, kind in ((self.image_path, RGB), (self.ids_path, IDS)):
             try:
-                mode, depth = _inspect(path)
-                if (mode, depth) not in modes:
-                    found.append(f"{path}: {mode} with {depth} bits, expected {expected}")
-            except CityscapesError as error:
+                check_png(path, kind)
+            except PngError as error:
                 found.append(str(error))
         if not found:
             ids_problems = check_ids(self.instance_ids(), self.size, table)
@@ -194,33 +183,3 @@ def _annotation_folder(split: str) -> str:
     if split not in _ANNOTATIONS:
         raise CityscapesError(f"split {split!r}; Cityscapes has {', '.join(_ANNOTATIONS)}")
     return _ANNOTATIONS[split]
-
-
-def _inspect(path: Path) -> tuple[str, int]:
-    """Pillow's mode and the bit depth of a PNG whose checksums are right up to its end."""
-
-    def inspect(image: Image.Image) -> tuple[str, int]:
-        mode = image.mode
-        image.verify()  # compares the checksum of every chunk, decodes nothing
-        with open(path, "rb") as file:
-            depth = file.read(25)[24]  # Pillow's mode is RGB at 16 bits too
-            file.seek(max(0, path.stat().st_size - 4096))
-            if _PNG_END not in file.read():  # Pillow stops in front of the last checksum
-                raise OSError("truncated")
-        return mode, depth
-
-    return _read_png(path, inspect)
-
-
-def _read_png(path: Path, read: Callable[[Image.Image], _Result]) -> _Result:
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return read(image)
-    except FileNotFoundError as error:
-        raise CityscapesError(f"{path}: missing") from error
-    except UnidentifiedImageError as error:
-        raise CityscapesError(f"{path}: not a readable PNG; download it again") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise CityscapesError(f"{path}: cannot be read ({error.strerror})") from error
-        raise CityscapesError(f"{path}: cannot be decoded ({error}); download it again") from error

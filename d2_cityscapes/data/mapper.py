@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from d2_cityscapes.config import model_tasks
-from d2_cityscapes.data.augmentation import ImageAndIds, check_resize_backend
+from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation, check_resize_backend
 from d2_cityscapes.data.instances import find_instances, panoptic_segments
 from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
@@ -84,14 +83,10 @@ class CityscapesShardMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        augmentations = detection_utils.build_augmentation(cfg, is_train)
-        if is_train and cfg.INPUT.CROP.ENABLED:
-            crop = T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
-            augmentations.insert(1, crop)  # between resize and flip
         tasks = model_tasks(cfg)
         return {
             "is_train": is_train,
-            "augmentations": augmentations,
+            "augmentations": build_augmentation(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "instances": "bbox" in tasks,
             "masks": "segm" in tasks,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg, model_tasks
+from d2_cityscapes.data.loader import _training_dicts
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import parse_expected
 
@@ -29,26 +32,46 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# SOLVER.EPOCHS.<key> -> the section in which the key of that name counts iterations
+_LENGTHS = {
+    "MAX_ITER": "SOLVER",
+    "STEPS": "SOLVER",
+    "WARMUP_ITERS": "SOLVER",
+    "COSINE_ITERS": "SOLVER",
+    "CHECKPOINT_PERIOD": "SOLVER",
+    "EVAL_PERIOD": "TEST",
+    "VAL_LOSS_PERIOD": "TEST",
+}
+
 
 class ConfigError(D2CityscapesError):
     """A config file, key or value that cannot be used."""
 
 
-def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Read a config, apply overrides, and settle what depends on this machine.
+def load_config(
+    config_file: str | Path = "", opts: Sequence[str] = (), *, train: bool = True
+) -> CfgNode:
+    """Read a config, apply overrides, and settle what depends on data and machine.
+
+    Lengths in SOLVER.EPOCHS become iterations, for which DATASETS.TRAIN is read; without any, no
+    dataset is. E epochs are E * images / IMS_PER_BATCH, rounded up: 4 epochs of 2975 images are
+    2975 iterations of 4. The images are those that train: after FILTER_EMPTY_ANNOTATIONS and
+    RANDOM_SUBSET_RATIO, each counted once whatever the sampler repeats.
 
     Without a usable GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED False, as
     Detectron2's mixed precision needs CUDA; each with a logged line.
 
     Args:
         config_file: YAML file, with ``_BASE_`` as in Detectron2; "" for the defaults alone.
-        opts: KEY VALUE pairs.
+        opts: KEY VALUE pairs. An iteration key given here wins over the file's SOLVER.EPOCHS.
+        train: False leaves SOLVER.EPOCHS as it is, for use where DATASETS.TRAIN is missing.
 
     Returns:
         A frozen config.
 
     Raises:
         ConfigError: missing file, unknown key (with the nearest names), or a value of a wrong type.
+        D2CityscapesError: lengths in epochs of a dataset that cannot be read.
     """
     cfg = get_cfg()
     if config_file:
@@ -59,6 +82,8 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNo
     if len(opts) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; {opts[-1]!r} has no value")
     _merge(cfg, "command line", lambda: cfg.merge_from_list(opts))
+    if train:
+        _settle_lengths(cfg, opts[::2])
     _settle_device(cfg)
     cfg.freeze()
     return cfg
@@ -81,18 +106,15 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
         ConfigError: a name that is not registered, or no name at all.
         ShardError: a dataset whose shards are missing or damaged.
     """
-    if train and not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN is empty: name a dataset to train on")
+    if train:
+        _check_training_names(cfg)
     names = [*cfg.DATASETS.TEST]
     if train:
         names += cfg.DATASETS.TRAIN
         if cfg.TEST.VAL_LOSS_PERIOD > 0:
             names.append(validation_dataset(cfg))
+    _check_registered(names)
     for name in dict.fromkeys(names):
-        if name not in DatasetCatalog.list():
-            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise ConfigError(f"DATASETS: {name!r} is not registered{hint}")
         DatasetCatalog.get(name)
 
 
@@ -133,6 +155,64 @@ def check_gpus(num_gpus: int) -> None:
     available = torch.cuda.device_count()
     if num_gpus > max(available, 1):
         raise ConfigError(f"--num-gpus {num_gpus}: this machine has {available}")
+
+
+def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
+    """Make the lengths in SOLVER.EPOCHS iterations and empty them.
+
+    A config that a run writes therefore reads back the same, whatever the dataset is by then.
+
+    Args:
+        overridden: keys from the command line; of the two names of a length the later one counts.
+    """
+    lengths = {}
+    for key, epochs in cfg.SOLVER.EPOCHS.items():
+        ours, plain = f"SOLVER.EPOCHS.{key}", f"{_LENGTHS[key]}.{key}"
+        given = [name for name in overridden if name in (ours, plain)]
+        if epochs and given[-1:] != [plain]:
+            lengths[key] = epochs
+        cfg.SOLVER.EPOCHS[key] = type(epochs)()
+    if not lengths:
+        return
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use a positive number")
+    epoch = Fraction(_count_training_images(cfg), cfg.SOLVER.IMS_PER_BATCH)
+    for key, epochs in lengths.items():
+        if key == "STEPS":
+            iterations = tuple(_iterations(key, step, epoch) for step in epochs)
+        else:
+            iterations = _iterations(key, epochs, epoch)
+        cfg[_LENGTHS[key]][key] = iterations
+
+
+def _iterations(key: str, epochs: float, epoch: Fraction) -> int:
+    """``epochs`` times the iterations of one, rounded up."""
+    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
+        raise ConfigError(f"SOLVER.EPOCHS.{key} {epochs!r}: use positive numbers")
+    # As floats, 0.07 epochs of 100 images would be more than 7.
+    return math.ceil(Fraction(str(epochs)) * epoch)
+
+
+def _count_training_images(cfg: CfgNode) -> int:
+    _check_training_names(cfg)
+    images = len(_training_dicts(cfg))
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        images = int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    return images
+
+
+def _check_training_names(cfg: CfgNode) -> None:
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty: name a dataset to train on")
+    _check_registered(cfg.DATASETS.TRAIN)
+
+
+def _check_registered(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in DatasetCatalog.list():
+            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise ConfigError(f"DATASETS: {name!r} is not registered{hint}")
 
 
 def _settle_device(cfg: CfgNode) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.evaluation.map_files import PanopticFileError, read_png
+from d2_cityscapes.evaluation.map_files import PanopticFileError
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
+from d2_cityscapes.png import RGB, read_png
 
 __all__ = ["CocoPng", "read_coco_panoptic"]
 
@@ -45,12 +46,8 @@ class CocoPng:
 
     def read(self) -> np.ndarray:
         """(H, W) uint16 instance ids."""
-        image = read_png(self.path)
-        if image.mode != "RGB":
-            raise PanopticFileError(
-                f"{self.path}: a PNG of mode {image.mode}, expected RGB as in COCO panoptic"
-            )
-        colors = np.asarray(image).reshape(-1, 3)
+        picture = read_png(self.path, RGB)
+        colors = picture.reshape(-1, 3)
         flat = colors.reshape(-1)
         changed_bytes = np.flatnonzero(flat[3:] != flat[:-3])
         starts = np.append(0, np.unique(changed_bytes // 3) + 1)  # (R,)
@@ -62,7 +59,7 @@ class CocoPng:
         seen[0] = True
         self._check(runs[known[segments] != runs], known[~seen])
         ids = np.array(self.instance_ids, dtype=np.uint16)[segments]
-        return np.repeat(ids, np.diff(starts, append=len(colors))).reshape(image.size[::-1])
+        return np.repeat(ids, np.diff(starts, append=len(colors))).reshape(picture.shape[:2])
 
     def _check(self, unlisted: np.ndarray, unseen: np.ndarray) -> None:
         for ids, problem in (

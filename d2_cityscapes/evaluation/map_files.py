@@ -5,18 +5,20 @@ Shape letters: H, W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.png import IDS, read_png
 
-__all__ = ["IdMapFile", "IdsPng", "PanopticFileError", "ShardRow", "read_png"]
+__all__ = ["IdMapFile", "IdsPng", "PanopticFileError", "ShardRow"]
 
-_ID_MODES = ("L", "I", "I;16", "I;16B")  # before Pillow 11.1, 16 bits were sometimes mode I
+_IDS = replace(
+    IDS, name=f"{IDS.name}; for COCO panoptic put NAME.json beside the folder NAME of the PNGs"
+)
 
 
 class PanopticFileError(D2CityscapesError):
@@ -36,7 +38,7 @@ class IdMapFile(Protocol):
 
 @dataclass(frozen=True)
 class IdsPng:
-    """A PNG of instance ids, 16 bits as Cityscapes ships them, or any other integer mode."""
+    """A PNG of instance ids, 16 bits as Cityscapes ships them, or 8."""
 
     path: Path
 
@@ -45,13 +47,7 @@ class IdsPng:
         return str(self.path)
 
     def read(self) -> np.ndarray:
-        image = read_png(self.path)
-        if image.mode not in _ID_MODES:
-            raise PanopticFileError(
-                f"{self.path}: a PNG of mode {image.mode}, expected one channel of instance ids; "
-                "for COCO panoptic put NAME.json beside the folder NAME of the PNGs"
-            )
-        return np.asarray(image)
+        return read_png(self.path, _IDS)
 
 
 @dataclass(frozen=True)
@@ -69,21 +65,3 @@ class ShardRow:
         from d2_cityscapes.data.shards import open_shard  # imports torch, which PNGs do not need
 
         return open_shard(self.path).instance_ids(self.row).numpy()
-
-
-def read_png(path: Path) -> Image.Image:
-    """A decoded PNG.
-
-    Raises:
-        PanopticFileError: it is missing, truncated or no PNG.
-    """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            return image
-    except FileNotFoundError as error:
-        raise PanopticFileError(f"{path}: missing") from error
-    except UnidentifiedImageError as error:
-        raise PanopticFileError(f"{path}: not a readable PNG") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PanopticFileError(f"{path}: cannot be decoded ({error})") from error

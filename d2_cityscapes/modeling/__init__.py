@@ -5,6 +5,7 @@ from d2_cityscapes.modeling.freeze import freeze_modules
 from d2_cityscapes.modeling.fusion import fuse_panoptic
 
 __all__ = [
+    "DeepLabV3Segmentor",
     "GIoUROIHeads",
     "KMeansAnchorGenerator",
     "SeamlessPanoptic",
@@ -16,6 +17,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "DeepLabV3Segmentor": "d2_cityscapes.modeling.deeplab",
         "GIoUROIHeads": "d2_cityscapes.modeling.box_head",
         "KMeansAnchorGenerator": "d2_cityscapes.modeling.anchors",
         "SeamlessPanoptic": "d2_cityscapes.modeling.seamless",

@@ -17,6 +17,7 @@ from d2_cityscapes.data.cityscapes import (
     parse_partitions,
 )
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.png import PngError
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ COLOR = np.full((6, 10, 3), 7, np.uint8)
 @pytest.mark.parametrize(
     ("kind", "damage", "message"),
     [
-        ("image", _save(GRAY), "L with 8 bits, expected RGB with 8 bits"),
+        ("image", _save(GRAY), "grey with 8 bits, expected RGB with 8 bits"),
         ("image", _save(np.dstack([COLOR, GRAY])), "RGBA with 8 bits, expected RGB"),
         ("image", _deep_rgb, "RGB with 16 bits, expected RGB with 8 bits"),
         ("image", lambda path: path.write_bytes(b"not a picture"), "not a readable PNG"),
@@ -107,8 +108,8 @@ COLOR = np.full((6, 10, 3), 7, np.uint8)
         ("image", lambda path: Image.fromarray(COLOR).save(path, "JPEG"), "not a readable PNG"),
         ("image", _directory, "cannot be read (Is a directory)"),
         ("image", _loop, "cannot be read (Too many levels of symbolic links)"),
-        ("ids", _save(COLOR), "RGB with 8 bits, expected one channel of integers"),
-        ("ids", _save(GRAY.astype(bool)), "1 with 1 bits, expected one channel of integers"),
+        ("ids", _save(COLOR), "RGB with 8 bits, expected one channel of instance ids"),
+        ("ids", _save(GRAY.astype(bool)), "grey with 1 bits, expected one channel of instance ids"),
         ("ids", _save(GRAY + 40), "ids 47 are not in the cityscapes label table"),
         ("ids", _save(np.full((6, 10), 40001, np.uint16)), "ids 40001 are not in the cityscapes"),
         ("ids", _directory, "cannot be read (Is a directory)"),
@@ -147,7 +148,7 @@ def test_a_truncated_picture_is_named(tree):
     path = tree / "leftImg8bit/train/aachen/aachen_000002_000019_leftImg8bit.png"
     path.write_bytes(path.read_bytes()[:-40])
     source = find_sources(tree, "train")[0]
-    with pytest.raises(CityscapesError, match=r"aachen_000002_000019_leftImg8bit.png.*download"):
+    with pytest.raises(PngError, match=r"aachen_000002_000019_leftImg8bit.png.*download"):
         source.image()
 
 

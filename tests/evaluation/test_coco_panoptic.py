@@ -15,6 +15,7 @@ from PIL import Image
 from d2_cityscapes.evaluation.coco_panoptic import read_coco_panoptic
 from d2_cityscapes.evaluation.map_files import PanopticFileError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.png import PngError
 
 # 0 is void; 70000 = 112 + 1 * 256 + 1 * 65536 is larger than any instance id
 SEGMENTS = np.array([[0, 3, 3, 70000], [9, 9, 70000, 70000]])
@@ -163,5 +164,5 @@ def test_png_and_json_must_agree(tmp_path: Path) -> None:
 def test_png_must_be_rgb(tmp_path: Path) -> None:
     maps, _ = read_coco_panoptic(write(tmp_path, ROAD_AND_CARS), groups=False)
     Image.fromarray(SEGMENTS.astype(np.uint8)).save(tmp_path / "val" / "a.png")
-    with pytest.raises(PanopticFileError, match="mode L, expected RGB"):
+    with pytest.raises(PngError, match="grey with 8 bits, expected RGB"):
         maps["a"].read()

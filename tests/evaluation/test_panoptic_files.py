@@ -11,6 +11,7 @@ from PIL import Image
 
 from d2_cityscapes.evaluation.map_files import IdsPng, PanopticFileError
 from d2_cityscapes.evaluation.panoptic_files import find_panoptic_files, image_name
+from d2_cityscapes.png import PngError
 
 IDS = np.array([[7, 7, 26], [26001, 0, 33999]], dtype=np.uint16)
 A, B = "aachen_000000_000019", "aachen_000001_000019"
@@ -194,8 +195,8 @@ def test_unreadable_pngs_are_named(tmp_path: Path) -> None:
         (truncated, "cannot be decoded"),
         (text, "not a readable PNG"),
         (tmp_path / "gone.png", "missing"),
-        (color, "mode RGB, expected one channel"),
+        (color, "RGB with 8 bits, expected one channel"),
     ):
-        with pytest.raises(PanopticFileError, match=message) as caught:
+        with pytest.raises(PngError, match=message) as caught:
             IdsPng(path).read()
         assert str(path) in str(caught.value)

@@ -212,4 +212,4 @@ def test_unknown_ids_name_the_file(bad: Callable) -> None:
 def test_unreadable_prediction_names_the_file(bad: Callable) -> None:
     message, path = bad(np.zeros((48, 96, 3), np.uint8))
     assert str(path) in message
-    assert "mode RGB" in message
+    assert "RGB with 8 bits" in message

@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(call, cityscapes_tree, predictions, tmp_path):
     truth, output = cityscapes_tree / "gtFine" / "val", tmp_path / "results.json"
     for changed, word in (
         ({"--truth": tmp_path / "gone"}, "gone"),
-        ({"--prediction": cityscapes_tree / "leftImg8bit"}, "mode RGB"),
+        ({"--prediction": cityscapes_tree / "leftImg8bit"}, "RGB with 8 bits"),
         ({"--truth": cityscapes_tree}, "--split"),
         ({"--workers": 0}, "workers"),
         ({"--output": tmp_path}, str(tmp_path)),

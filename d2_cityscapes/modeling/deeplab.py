@@ -1,0 +1,228 @@
+"""torchvision's DeepLabv3 as a Detectron2 model.
+
+Shape letters: N images of a batch, h, w pixels of the network's input, H, W pixels of the wanted
+output; K channels of the heads, of which the first C = 19 are the classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.labels import CITYSCAPES
+
+__all__ = ["DeepLabV3Segmentor"]
+
+_NETWORKS = {50: deeplabv3_resnet50, 101: deeplabv3_resnet101}
+_CLASSES = len(CITYSCAPES.classes)
+
+
+@META_ARCH_REGISTRY.register()
+class DeepLabV3Segmentor(nn.Module):
+    """torchvision's ``deeplabv3_resnet50`` (or 101) with Detectron2's inputs and outputs.
+
+    The parts keep torchvision's names, so that its state dict loads as it is; with another number
+    of channels than its 21, only the last layers of the two heads (``classifier.4`` and
+    ``aux_classifier.4``) differ.
+
+    Void pixels are either left out of the loss, or trained as one more class (seed recipe: 20
+    channels). Predictions are the scores of the Cityscapes classes alone in both cases.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        aux_classifier: nn.Module,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        ignore_value: int = 255,
+        void_class: int = -1,
+        loss_weight: float = 1.0,
+        aux_loss_weight: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            backbone: (N, 3, h, w) to the features {"out": of the last layer, "aux": of the one
+                before}.
+            classifier: features "out" to (N, K, ., .) logits.
+            aux_classifier: features "aux" to (N, K, ., .) logits.
+            pixel_mean: per channel, in the channel order of the input.
+            pixel_std: the same.
+            ignore_value: void in "sem_seg".
+            void_class: the channel that void trains, or -1 to leave void out of the loss.
+            loss_weight: factor of both losses (MODEL.SEM_SEG_HEAD.LOSS_WEIGHT).
+            aux_loss_weight: factor of the auxiliary loss; at 0 the auxiliary head does not train.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+        self.aux_classifier = aux_classifier
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.ignore_value = ignore_value
+        self.void_class = void_class
+        self.loss_weight = loss_weight
+        self.aux_loss_weight = aux_loss_weight
+        if aux_loss_weight == 0:
+            # no gradient will come: data-parallel training would wait for it
+            aux_classifier.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Of MODEL.RESNETS it takes DEPTH and NORM; MODEL.FREEZE freezes, not FREEZE_AT."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        _check_classes(head.NUM_CLASSES, head.VOID_CLASS)
+        network = _network(cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, head.NUM_CLASSES)
+        return {
+            "backbone": network.backbone,
+            "classifier": network.classifier,
+            "aux_classifier": network.aux_classifier,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "ignore_value": head.IGNORE_VALUE,
+            "void_class": head.VOID_CLASS,
+            "loss_weight": head.LOSS_WEIGHT,
+            "aux_loss_weight": cfg.MODEL.DEEPLAB.AUX_LOSS_WEIGHT,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]):
+        """Train or predict.
+
+        Args:
+            batched_inputs: "image" (3, h, w); in training "sem_seg" (h, w) int64 train ids; else
+                "height" and "width" of the wanted output, by default those of the image.
+
+        Returns:
+            In training {"loss_sem_seg"}, and "loss_sem_seg_aux" where it has a weight; else for
+            each image {"sem_seg": (C, H, W) scores}.
+        """
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        batch = ImageList.from_tensors([(x - self.pixel_mean) / self.pixel_std for x in images])
+        logits = self.logits(batch.tensor)
+        if self.training:
+            return self._losses(logits, self._targets(batched_inputs))
+        return [
+            {"sem_seg": sem_seg_postprocess(own[:_CLASSES], (h, w), *_wanted_size(inputs, h, w))}
+            for own, inputs, (h, w) in zip(
+                logits["out"], batched_inputs, batch.image_sizes, strict=True
+            )
+        ]
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, K, h, w) float32 "out", and in training "aux" where its loss has a weight.
+
+        Args:
+            images: (N, 3, h, w), normalised.
+        """
+        features = self.backbone(images)
+        found = {"out": _classify(self.classifier, features["out"])}
+        if self.training and self.aux_loss_weight > 0:
+            found["aux"] = _classify(self.aux_classifier, features["aux"])
+        size = images.shape[-2:]
+        return {
+            # in float32 as the loss is, whatever the layers before compute in
+            name: F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False)
+            for name, x in found.items()
+        }
+
+    def _targets(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
+        """(N, h, w) channels to train; the padding of a smaller image is never void, but ignored."""
+        maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        if self.void_class >= 0:
+            maps = [x.masked_fill(x == self.ignore_value, self.void_class) for x in maps]
+        return ImageList.from_tensors(maps, pad_value=self.ignore_value).tensor
+
+    def _losses(self, logits: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+        weights = {"out": self.loss_weight, "aux": self.loss_weight * self.aux_loss_weight}
+        names = {"out": "loss_sem_seg", "aux": "loss_sem_seg_aux"}
+        return {
+            names[head]: weights[head] * _cross_entropy(own, targets, self.ignore_value)
+            for head, own in logits.items()
+        }
+
+
+def _network(depth: int, norm: str, channels: int) -> nn.Module:
+    """torchvision's network with random weights."""
+    if depth not in _NETWORKS:
+        raise D2CityscapesError(
+            f"MODEL.RESNETS.DEPTH is {depth}; DeepLabV3Segmentor has 50 and 101, as the blocks of a "
+            "smaller ResNet have no dilation"
+        )
+    network = _NETWORKS[depth](
+        weights=None, weights_backbone=None, num_classes=channels, aux_loss=True
+    )
+    if norm == "BN":
+        return network
+    if norm == "SyncBN":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if norm == "FrozenBN":  # of the ResNet, as the key says: the heads always learn their own
+        FrozenBatchNorm2d.convert_frozen_batchnorm(network.backbone)
+        return network
+    raise D2CityscapesError(
+        f"MODEL.RESNETS.NORM is {norm!r}; DeepLabV3Segmentor has BN, FrozenBN and SyncBN"
+    )
+
+
+def _classify(head: nn.Module, features: Tensor) -> Tensor:
+    """What the head gives, or one clear error for a single image.
+
+    DeepLab pools the whole image into one value a channel, which batch norm cannot normalise alone.
+    """
+    try:
+        return head(features)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise D2CityscapesError(
+            "DeepLabV3Segmentor trains on two or more images at a time, for the batch norm after "
+            "its image pooling: raise SOLVER.IMS_PER_BATCH to twice the number of GPUs, or set "
+            "MODEL.RESNETS.NORM SyncBN on several GPUs"
+        ) from error
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
+    """Mean over the pixels that count; of none 0, with a gradient of zeros, where PyTorch has nan.
+
+    Args:
+        logits: (N, K, h, w).
+        targets: (N, h, w) channels, or `ignore_value`.
+        ignore_value: pixels that do not count.
+    """
+    counted = (targets != ignore_value).sum()
+    total = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="sum")
+    return total / counted.clamp(min=1)
+
+
+def _wanted_size(inputs: dict[str, Any], h: int, w: int) -> tuple[int, int]:
+    return inputs.get("height", h), inputs.get("width", w)
+
+
+def _check_classes(channels: int, void_class: int) -> None:
+    """Refuse a config whose targets have no channel."""
+    if channels < _CLASSES:
+        raise D2CityscapesError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {channels}; DeepLabV3Segmentor needs at least the "
+            f"{_CLASSES} classes of Cityscapes"
+        )
+    if void_class != -1 and not void_class == _CLASSES < channels:
+        raise D2CityscapesError(
+            f"MODEL.SEM_SEG_HEAD.VOID_CLASS is {void_class} with NUM_CLASSES {channels}: void is "
+            f"class {_CLASSES} of {_CLASSES + 1}, or -1 to leave it out of the loss"
+        )

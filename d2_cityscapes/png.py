@@ -1,0 +1,159 @@
+"""PNG files as arrays, by Wuffs where pywuffs is installed, else by Pillow, three times as slowly.
+
+Shape letters: H, W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.memory import keep_freed_memory
+
+try:  # no binaries of it are published: it needs a C++ compiler, and so is optional
+    import pywuffs
+    from pywuffs.aux import ImageDecoder, ImageDecoderConfig
+except ImportError:
+    pywuffs = None
+
+__all__ = ["IDS", "RGB", "PngError", "PngHeader", "PngKind", "check_png", "read_header", "read_png"]
+
+_START = struct.Struct(">8s4x4sIIBB")  # signature, length and name of the first chunk, W, H, kind
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"IEND\xae\x42\x60\x82"
+_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
+
+
+class PngError(D2CityscapesError):
+    """A PNG that is missing, damaged, or of another kind than it should be."""
+
+
+class PngHeader(NamedTuple):
+    """What the first bytes of a PNG say.
+
+    Attributes:
+        size: (H, W).
+        colour: "grey", "RGB", "palette", "grey with alpha" or "RGBA".
+        depth: bits of a channel.
+    """
+
+    size: tuple[int, int]
+    colour: str
+    depth: int
+
+
+@dataclass(frozen=True)
+class PngKind:
+    """A kind of PNG that can be asked for.
+
+    Attributes:
+        name: for messages.
+        accepted: its colours and depths, see `PngHeader`.
+    """
+
+    name: str
+    accepted: tuple[tuple[str, int], ...]
+
+
+RGB = PngKind("RGB with 8 bits", (("RGB", 8),))
+IDS = PngKind("one channel of instance ids", (("grey", 8), ("grey", 16)))
+
+
+def read_header(path: Path) -> PngHeader:
+    """Size and kind of a PNG, without decoding it; `PngError` where it is missing or no PNG."""
+    with _errors(path), open(path, "rb") as file:
+        return _parse_header(file.read(_START.size))
+
+
+def check_png(path: Path, kind: PngKind) -> None:
+    """Compare the checksums of a PNG up to its end, without decoding it.
+
+    Raises:
+        PngError: missing, damaged or of another kind.
+    """
+    _check_kind(path, read_header(path), kind)
+    with _errors(path):
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            if _END not in file.read():  # Pillow stops in front of the last checksum
+                raise OSError("truncated")
+
+
+def read_png(path: Path, kind: PngKind) -> np.ndarray:
+    """(H, W, 3) uint8 pixels of `RGB`, (H, W) uint8 or uint16 values of `IDS`.
+
+    Raises:
+        PngError: missing, damaged or of another kind.
+    """
+    keep_freed_memory()
+    with _errors(path):
+        data = path.read_bytes()
+        header = _parse_header(data)
+    _check_kind(path, header, kind)
+    array = _decode_with_wuffs(data, header)
+    if array is not None:
+        return array
+    with _errors(path), Image.open(path, formats=["PNG"]) as image:
+        array = np.asarray(image)
+    return array if array.dtype == np.uint8 else array.astype(np.uint16)  # old Pillow: int32
+
+
+def _decode_with_wuffs(data: bytes, header: PngHeader) -> np.ndarray | None:
+    """The pixels; None where Wuffs is missing or would not give what Pillow gives."""
+    too_large = np.prod(header.size) > (Image.MAX_IMAGE_PIXELS or np.inf)
+    transparent = b"tRNS" in data[: data.find(b"IDAT")]
+    if pywuffs is None or too_large or transparent:
+        return None
+    config = ImageDecoderConfig()
+    config.quirks = {pywuffs.ImageDecoderQuirks.IGNORE_CHECKSUM: 0}
+    formats = pywuffs.PixelFormat
+    config.pixel_format = {("RGB", 8): formats.RGB, ("grey", 8): formats.Y}.get(
+        (header.colour, header.depth), formats.Y_16LE
+    )
+    decoded = ImageDecoder(config).decode(data)
+    if decoded.error_message:
+        return None
+    if header.depth == 16:
+        return decoded.pixbuf.view("<u2")[..., 0]
+    return decoded.pixbuf if header.colour == "RGB" else decoded.pixbuf.reshape(header.size)
+
+
+def _parse_header(data: bytes) -> PngHeader:
+    if len(data) < _START.size:
+        raise UnidentifiedImageError
+    signature, chunk, width, height, depth, colour = _START.unpack_from(data)
+    if signature != _SIGNATURE or chunk != b"IHDR" or colour not in _COLOURS:
+        raise UnidentifiedImageError
+    return PngHeader((height, width), _COLOURS[colour], depth)
+
+
+def _check_kind(path: Path, header: PngHeader, kind: PngKind) -> None:
+    if (header.colour, header.depth) not in kind.accepted:
+        raise PngError(f"{path}: {header.colour} with {header.depth} bits, expected {kind.name}")
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PngError(f"{path}: missing") from error
+    except UnidentifiedImageError as error:
+        raise PngError(f"{path}: not a readable PNG; download or write it again") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise PngError(f"{path}: cannot be read ({error.strerror})") from error
+        raise PngError(
+            f"{path}: cannot be decoded ({error}); download or write it again"
+        ) from error
