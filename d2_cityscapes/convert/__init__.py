@@ -1,0 +1,55 @@
+"""Weights from one code base's names and classes to another's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from d2_cityscapes.convert.coco import coco_to_cityscapes
+from d2_cityscapes.convert.files import ConversionError
+from d2_cityscapes.convert.seamseg import seamseg_to_detectron2
+from d2_cityscapes.convert.torchvision_resnet import torchvision_to_detectron2
+
+__all__ = [
+    "CONVERSIONS",
+    "ConversionError",
+    "coco_to_cityscapes",
+    "convert_file",
+    "seamseg_to_detectron2",
+    "torchvision_to_detectron2",
+]
+
+# kind -> module and function (input, output, **options) -> lines of a report
+CONVERSIONS = {
+    "torchvision-deeplab": ("torchvision_resnet", "convert_torchvision_file"),
+    "coco-to-cityscapes": ("coco", "convert_coco_file"),
+    "seamseg": ("seamseg", "convert_seamseg_file"),
+    "to-detectron2": ("stock", "convert_to_stock"),  # the only one that needs Detectron2
+}
+
+
+def convert_file(kind: str, input: str | Path, output: str | Path, **options) -> tuple[str, ...]:
+    """Convert a file of weights; the output appears whole or not at all.
+
+    Args:
+        kind: one of `CONVERSIONS`.
+        input: the file to read; it stays as it is.
+        output: the file to write, or for "to-detectron2" the folder.
+        options: "coco-to-cityscapes": rider, seed. "to-detectron2": config_file.
+
+    Returns:
+        Lines that say what was converted, what was left behind, and what to know about it.
+
+    Raises:
+        ConversionError: an input that cannot be converted, or an output that cannot be written.
+    """
+    if kind not in CONVERSIONS:
+        raise ConversionError(f"no conversion {kind!r}; there are {', '.join(CONVERSIONS)}")
+    input, output = Path(input), Path(output)
+    if input.resolve() == output.resolve():
+        raise ConversionError(f"{output}: is the input too; give the output another name")
+    module, name = CONVERSIONS[kind]
+    convert: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return convert(input, output, **options)

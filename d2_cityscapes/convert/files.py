@@ -1,0 +1,142 @@
+"""Files of weights: read without running what they may hold, written whole or not at all."""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import open_atomically
+
+__all__ = ["Conversion", "ConversionError", "counted", "read_weights", "write_weights"]
+
+
+class ConversionError(D2CityscapesError):
+    """Weights that cannot be read, converted or written."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Converted weights.
+
+    Attributes:
+        tensors: name -> tensor.
+        report: lines for the user: what was converted and what was not.
+    """
+
+    tensors: dict[str, Tensor]
+    report: tuple[str, ...]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read name -> tensor, on the CPU.
+
+    Args:
+        path: a file of PyTorch with a state dict, ``{"model": state dict}`` or, as seamseg writes
+            it, ``{"state_dict": {part: state dict}}``, whose names become "part.name"; or a
+            ``.pkl`` of numpy arrays as in Detectron2's model zoo. Code in either is never run.
+
+    Raises:
+        ConversionError: no such file, damaged, or something else than named tensors.
+    """
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such file")
+    try:
+        content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+    except PermissionError as error:
+        raise ConversionError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # a damaged pickle may fail in any way
+        raise ConversionError(
+            f"{path}: not a file of weights: damaged, or it holds more than arrays and plain values"
+        ) from error
+    if isinstance(content, Mapping) and "blobs" in content:
+        raise ConversionError(
+            f"{path}: weights of Caffe2's Detectron, whose layers have other names; take a model "
+            "of Detectron2's model zoo"
+        )
+    weights = _find_weights(content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping) or not weights:
+        raise ConversionError(f"{path}: no weights in it, by name or under 'model' or 'state_dict'")
+    tensors = {name: _tensor(value) for name, value in weights.items()}
+    strangers = [name for name, value in tensors.items() if value is None]
+    if strangers:
+        raise ConversionError(f"{path}: {strangers[0]!r} is no tensor, so these are not weights")
+    return {str(name): value for name, value in tensors.items() if value is not None}
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``{"model": tensors}``, as Detectron2's checkpointer reads it.
+
+    Raises:
+        ConversionError: a name that Detectron2 would not read as such a file.
+        D2CityscapesError: the disk refused.
+    """
+    if path.suffix != ".pth":
+        raise ConversionError(f"{path}: name it .pth, by which Detectron2 knows the format")
+    # Contiguous clones: a view would take the whole storage it looks at into the file.
+    content = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    with open_atomically(path) as file:
+        torch.save({"model": content}, file)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: "1 tensor", "2 tensors"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _find_weights(content: Mapping[str, Any]) -> Any:
+    if "state_dict" not in content:
+        return content.get("model", content)
+    parts = content["state_dict"]
+    if not isinstance(parts, Mapping) or not all(isinstance(p, Mapping) for p in parts.values()):
+        return parts
+    return {f"{part}.{name}": x for part, tensors in parts.items() for name, x in tensors.items()}
+
+
+def _read_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_pickle(path: Path) -> Any:
+    with open(path, "rb") as file:
+        return _ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote the older ones
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
+        return torch.from_numpy(np.array(value))
+    return None
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows numpy's arrays and scalars, and nothing else that could be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _ARRAY_PARTS.get((module.replace("numpy._core", "numpy.core"), name))
+        if known is None:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return known
+
+
+# Under the names before numpy 2. Its helpers are private, so they are taken from what it pickles.
+_ARRAY_PARTS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
+    ("numpy.core.multiarray", "scalar"): np.float32(1).__reduce__()[0],
+    ("numpy.core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
+    ("_codecs", "encode"): codecs.encode,  # how protocol 2 writes bytes
+    ("__builtin__", "bytes"): bytes,
+    ("collections", "OrderedDict"): OrderedDict,
+}

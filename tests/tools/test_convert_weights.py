@@ -1,0 +1,123 @@
+"""The command: help of each conversion, a run, and a user's mistakes as one line."""
+
+import os
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from d2_cityscapes.convert import CONVERSIONS
+
+TOOL = "tools/convert_weights.py"
+
+
+@pytest.fixture
+def call(repository, monkeypatch, capsys):
+    """Run the command in this process; returns exit code, stdout and stderr."""
+
+    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # the command sets it: let it end with the test
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            runpy.run_path(str(repository / TOOL), run_name="__main__")
+        return leaving.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """The smallest detector that has the heads of COCO."""
+    shapes = {"cls_score": 81, "bbox_pred": 320}
+    weights = {"backbone.stem": torch.ones(3)}
+    for layer, rows in shapes.items():
+        weights[f"roi_heads.box_predictor.{layer}.weight"] = torch.randn(rows, 5)
+        weights[f"roi_heads.box_predictor.{layer}.bias"] = torch.randn(rows)
+    path = tmp_path / "coco.pth"
+    torch.save({"model": weights}, path)
+    return path
+
+
+def test_help(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    assert "examples:" in out
+    assert all(kind in out for kind in CONVERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("torchvision-deeplab", ["DeepLabV3Segmentor", "STRIDE_IN_1X1"]),
+        ("coco-to-cityscapes", ["--rider", "--seed", "blob_stats", "model zoo"]),
+        ("seamseg", ["SeamlessPanoptic", "mapillary/seamseg"]),
+        ("to-detectron2", ["--config-file", "DefaultPredictor", "DIR"]),
+    ],
+)
+def test_help_of_each(call, kind, words):
+    code, out, _ = call(kind, "--help")
+    assert code == 0
+    assert all(word in out for word in ["--input", "--output", *words])
+
+
+def test_converts_and_reports(repository, coco, tmp_path):
+    """As a process of its own: it needs no Detectron2 for this one."""
+    arguments = ["--input", coco, "--output", tmp_path / "out.pth", "--rider", "person"]
+    done = subprocess.run(
+        [sys.executable, TOOL, "coco-to-cityscapes", *map(str, arguments)],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rider: person" in done.stdout
+    assert done.stdout.endswith(f"wrote {tmp_path / 'out.pth'}\n")
+    found = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert len(found["roi_heads.box_predictor.cls_score.weight"]) == 9
+
+
+def test_options_reach_the_conversion(call, coco, tmp_path):
+    outputs = []
+    for seed in (1, 1, 2):
+        output = tmp_path / f"{len(outputs)}.pth"
+        call("coco-to-cityscapes", "--input", coco, "--output", output, "--seed", seed)
+        outputs.append(torch.load(output, weights_only=True)["model"])
+    rows = [found["roi_heads.box_predictor.cls_score.weight"] for found in outputs]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["caffe"], ["to-detectron2"], ["coco-to-cityscapes", "--rider", "horse"]],
+)
+def test_wrong_usage(call, arguments):
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "usage:" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("torchvision-deeplab", None, "no such file"),
+        ("torchvision-deeplab", b"nothing", "not a file of weights"),
+        ("coco-to-cityscapes", b"nothing", "not a file of weights"),
+        ("to-detectron2", b"nothing", "name the config in --config-file"),
+    ],
+)
+def test_mistakes_are_one_line(call, tmp_path, kind, content, message):
+    path, output = tmp_path / "in.pth", tmp_path / "out.pth"
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = call(kind, "--input", path, "--output", output)
+    assert code == 1
+    assert out == ""
+    assert [line.startswith("error: ") for line in err.splitlines()] == [True]
+    assert message in err
+    assert not output.exists()

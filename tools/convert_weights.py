@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""Convert weights: into this package, to the classes of Cityscapes, and back to stock Detectron2.
+
+Say what was converted and what was left behind. The output appears whole or not at all, and nothing
+in the input is ever run as code. Each conversion has its own --help.
+
+examples:
+  python tools/convert_weights.py torchvision-deeplab --input stage0/model_final.pth
+      --output stage0/backbone.pth
+  python tools/convert_weights.py coco-to-cityscapes --input model_final_f10217.pkl
+      --output coco_cityscapes.pth --rider random
+  python tools/convert_weights.py seamseg --input seamseg.tar --output seamless.pth
+  python tools/convert_weights.py to-detectron2 --input stage3/model_final.pth --output stock
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ["D2_CITYSCAPES_PLAIN"] = "1"  # plain rooms unless a conversion needs more
+
+from d2_cityscapes.cli import HelpFormatter, run
+
+TORCHVISION = """\
+ResNet in torchvision's names -> body of Detectron2's ResNet FPN.
+
+Takes a state dict (.pth) of a ResNet of any depth or of a model around one, such as
+deeplabv3_resnet50, or a checkpoint of DeepLabV3Segmentor. Heads are left behind and listed. The
+features stay the same under configs/Base-RCNN-FPN-Cityscapes.yaml: RGB, torchvision's mean and
+standard deviation, MODEL.RESNETS.STRIDE_IN_1X1 False.
+"""
+COCO = """\
+COCO detector of Detectron2 -> the 8 thing classes of Cityscapes.
+
+Takes a Faster or Mask R-CNN of Detectron2's model zoo (.pkl) or of an own training (.pth). Rows of
+the 7 shared classes and of background are kept; all other layers, class-agnostic ones among them,
+stay as they are. COCO has no rider; its rows become, by --rider:
+"""
+SEAMSEG = """\
+Weights of mapillary/seamseg (Seamless Scene Segmentation) -> SeamlessPanoptic.
+
+Takes a snapshot of its panoptic network, of any number of classes, which stay in their order. The
+weights of norms become |w| + 1e-5, as its in-place activated batch norm uses them; background moves
+to the end of the classes, and x before y in the boxes. configs/panoptic/seamless_R_50_FPN.yaml is
+the network for Cityscapes.
+"""
+STOCK = """\
+Trained model of this package -> config.yaml and model.pth for stock Detectron2.
+
+Detectron2 0.6 or later loads them with DefaultPredictor or its demo, without this package, and
+predicts the same, bit for bit. GIoU, freezing and the like only matter in training; k-means anchors
+are written as literal lists. Parts without an equivalent, such as DeepLabV3Segmentor, are refused.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    from d2_cityscapes.convert import CONVERSIONS
+    from d2_cityscapes.convert.coco import RIDERS
+
+    riders = "\n".join(f"  {name:<11} {meaning}" for name, meaning in RIDERS.items())
+    texts = {
+        "torchvision-deeplab": TORCHVISION,
+        "coco-to-cityscapes": f"{COCO}\n{riders}\n",
+        "seamseg": SEAMSEG,
+        "to-detectron2": STOCK,
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    commands = parser.add_subparsers(dest="kind", required=True, metavar="CONVERSION")
+    parsers = {}
+    for kind in CONVERSIONS:
+        parsers[kind] = sub = commands.add_parser(
+            kind,
+            help=texts[kind].splitlines()[0].rstrip("."),
+            description=texts[kind],
+            formatter_class=HelpFormatter,
+        )
+        out = "DIR" if kind == "to-detectron2" else "FILE"
+        sub.add_argument("--input", type=Path, required=True, metavar="FILE", help="to read")
+        sub.add_argument("--output", type=Path, required=True, metavar=out, help="to write")
+    coco = parsers["coco-to-cityscapes"]
+    coco.add_argument("--rider", choices=RIDERS, default="random", help="rows of class rider")
+    coco.add_argument("--seed", type=int, default=0, help="of its random numbers")
+    parsers["to-detectron2"].add_argument(
+        "--config-file", type=Path, metavar="FILE", help="by default config.yaml beside --input"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    from d2_cityscapes.convert import convert_file
+    from d2_cityscapes.dependencies import require_detectron2
+
+    options = vars(parse_args())
+    if options["kind"] == "to-detectron2":
+        require_detectron2()
+    print(*convert_file(**options), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)
