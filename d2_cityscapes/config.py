@@ -31,6 +31,13 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # How many sizes (one for each feature level) and height/width ratios the tool looks for.
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES = 5
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.NUM_RATIOS = 3
+    # "separate": k-means of sizes and of ratios, as in the paper, with one set of ratios for all.
+    # "joint": sizes, and the ratios of each level, by the distance 1 - IoU to the boxes.
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = "separate"
+
+    # Parts of the model that MODEL.WEIGHTS does not fill: shell-style patterns over the names of
+    # parameters and buffers, e.g. "roi_heads.*". They keep their random initialisation.
+    cfg.MODEL.WEIGHTS_EXCLUDE = []
 
     # Modules that do not train: shell-style patterns over the names of model.named_modules(), each
     # freezing the whole module, e.g. "backbone.bottom_up" or "backbone.fpn_*".
@@ -38,9 +45,60 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     cfg.MODEL.FREEZE.MODULES = []
     # Keep normalisation layers of frozen modules in eval mode, so that their statistics stay too.
     cfg.MODEL.FREEZE.NORM_EVAL = True
+    # Progressive unfreezing inside one run: [[iteration, [patterns]], ...] in ascending order; what
+    # matches begins to train at that iteration, e.g. [[500, ["backbone.fpn_*"]], [900, ["*"]]].
+    # What Detectron2 froze (MODEL.BACKBONE.FREEZE_AT) stays frozen.
+    cfg.MODEL.FREEZE.SCHEDULE = []
+
+    # "DeepLabV3Segmentor" adds this times the loss of torchvision's auxiliary head, which stays in
+    # the weights in any case.
+    cfg.MODEL.DEEPLAB = CN()
+    cfg.MODEL.DEEPLAB.AUX_LOSS_WEIGHT = 0.0
+    # Train void pixels as this class of the semantic head, which is never predicted; -1 leaves them
+    # out (MODEL.SEM_SEG_HEAD.IGNORE_VALUE). DeepLabV3Segmentor only.
+    cfg.MODEL.SEM_SEG_HEAD.VOID_CLASS = -1
+    # "MiniDLSemSegHead": (height, width) of the window that its context is averaged over, in cells
+    # of every level; no larger than the map.
+    cfg.MODEL.SEM_SEG_HEAD.POOL_SIZE = [64, 64]
+    # The part of the pixels of each image, those with the largest loss, that its loss counts.
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.25
+
+    # The norms of the Seamless model are MODEL.{RESNETS,FPN,RPN,ROI_BOX_HEAD,ROI_MASK_HEAD,
+    # SEM_SEG_HEAD}.NORM. "SyncBN" computes what the in-place activated batch norm (iABN) of the
+    # reference does; for the backward pass it keeps about twice as much.
+    # "SeamlessRPNHead": the norm behind its 3x3 convolution, "" for none.
+    cfg.MODEL.RPN.NORM = ""
+    # "build_seamless_resnet_fpn_backbone": how many levels it makes above P5, from p6 on.
+    cfg.MODEL.FPN.EXTRA_LEVELS = 1
+
+    # Width of the hidden layers of "MLPMaskHead", of which there are NUM_CONV.
+    cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
 
     # "SGD" (Detectron2's own optimizer, with SOLVER.MOMENTUM and NESTEROV), "ADAM" or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # SOLVER.LR_SCHEDULER_NAME may also be "WarmupConstantLR" and "ReduceLROnPlateau".
+    # Learning rate at the end of "WarmupCosineLR" (Detectron2 after 0.6 has this key too).
+    cfg.SOLVER.BASE_LR_END = cfg.SOLVER.get("BASE_LR_END", 0.0)
+    # Iteration at which the cosine reaches its end, which may lie behind MAX_ITER; 0 for MAX_ITER.
+    cfg.SOLVER.COSINE_ITERS = 0
+    # "ReduceLROnPlateau" multiplies the learning rate by FACTOR when the total validation loss (see
+    # TEST.VAL_LOSS_PERIOD) has not fallen by the part THRESHOLD in more than PATIENCE validations.
+    cfg.SOLVER.PLATEAU = CN()
+    cfg.SOLVER.PLATEAU.PATIENCE = 3
+    cfg.SOLVER.PLATEAU.FACTOR = 0.1
+    cfg.SOLVER.PLATEAU.THRESHOLD = 1e-4
+    cfg.SOLVER.PLATEAU.MIN_LR = 0.0
+    # Lengths in epochs of DATASETS.TRAIN, e.g. 4.0, made iterations, rounded up, when the config is
+    # read. Each sets the key of the same name in SOLVER or TEST, unless the command line gives that
+    # one; 0 or [] leave it alone.
+    cfg.SOLVER.EPOCHS = CN()
+    cfg.SOLVER.EPOCHS.MAX_ITER = 0.0
+    cfg.SOLVER.EPOCHS.STEPS = []
+    cfg.SOLVER.EPOCHS.WARMUP_ITERS = 0.0
+    cfg.SOLVER.EPOCHS.COSINE_ITERS = 0.0
+    cfg.SOLVER.EPOCHS.CHECKPOINT_PERIOD = 0.0
+    cfg.SOLVER.EPOCHS.EVAL_PERIOD = 0.0
+    cfg.SOLVER.EPOCHS.VAL_LOSS_PERIOD = 0.0
 
     # For spinning disks and network mounts: an epoch visits one shard after another, in random
     # order, and shuffles inside each; every image still comes once. False: one shuffle over all.
@@ -51,10 +109,17 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
 
     # Instances of fewer pixels than this after augmentation are left out of training.
     cfg.INPUT.MIN_INSTANCE_AREA = 0
+    # (height, width) that every image is resized to, in training and test, whatever its shape; []
+    # for Detectron2's rules of the short edge.
+    cfg.INPUT.FIXED_SIZE = []
     # How images of shards are resized: "torch", or "pil" as Detectron2 does it, which is several
     # times slower; the two differ by up to 2 grey levels in about one value of a hundred.
     cfg.INPUT.RESIZE_BACKEND = "torch"
 
+    # "SeamlessPanoptic" predicts as "sem_seg" (C, H, W) scores, as Detectron2 does; False: (H, W)
+    # train ids, sooner and without 160 MB for an image of 1024 x 2048. This package takes either,
+    # Detectron2's own evaluators scores only.
+    cfg.TEST.SEM_SEG_SCORES = True
     # How many images of each test dataset are drawn, prediction beside truth, during evaluation.
     cfg.TEST.NUM_PICTURES = 0
     # Write predictions in the formats of the benchmark's test server while a model is evaluated, to
@@ -81,5 +146,6 @@ def model_tasks(cfg: CN) -> tuple[str, ...]:
     panoptic = ("panoptic_seg",) if cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED else ()
     return {
         "SemanticSegmentor": ("sem_seg",),
+        "DeepLabV3Segmentor": ("sem_seg",),
         "SeamlessPanoptic": (*instance_tasks, "sem_seg", *panoptic),
     }.get(cfg.MODEL.META_ARCHITECTURE, instance_tasks)

@@ -7,6 +7,9 @@ it. Use it in training with
 
     MODEL.ANCHOR_GENERATOR.NAME KMeansAnchorGenerator
     MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE anchors.json
+
+With MODEL.ANCHOR_GENERATOR.KMEANS.METHOD joint sizes and ratios are fitted together, by IoU, with
+ratios for each feature level.
 """
 
 import argparse
@@ -39,7 +42,10 @@ def main() -> None:
     found = fit_anchors(load_config(args.config_file, args.opts), args.output)
     print(f"{found.num_boxes} boxes of {', '.join(found.datasets)}, resized by {found.resize}")
     print("sizes [px]     ", *(f"{size:.1f}" for size in found.anchors.sizes))
-    print("height / width ", *(f"{ratio:.3f}" for ratio in found.anchors.aspect_ratios))
+    per_level = len(found.anchors.aspect_ratios) > 1
+    for size, ratios in zip(found.anchors.sizes, found.anchors.aspect_ratios, strict=False):
+        scope = [f"at {size:.1f} px"] if per_level else []
+        print("height / width ", *(f"{ratio:.3f}" for ratio in ratios), *scope)
     print(f"{'anchors':<16}{'mean best IoU':>14}{'recall@0.5':>12}{'recall@0.7':>12}")
     for name, quality in found.quality.items():
         print(

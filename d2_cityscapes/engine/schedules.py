@@ -80,7 +80,7 @@ class PlateauLR(LRMultiplier):
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
         logger.info(
-            "learning rate times %.3g from here on: no validation loss below %.5g",
+            "learning rate times %.3g from here on: no progress since validation loss %.5g",
             self.factor,
             self._plateau.best,
         )

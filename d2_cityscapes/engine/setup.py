@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg, model_tasks
-from d2_cityscapes.data.loader import _training_dicts
+from d2_cityscapes.data.loader import training_dicts
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import parse_expected
 
@@ -32,16 +32,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# SOLVER.EPOCHS.<key> -> the section in which the key of that name counts iterations
-_LENGTHS = {
-    "MAX_ITER": "SOLVER",
-    "STEPS": "SOLVER",
-    "WARMUP_ITERS": "SOLVER",
-    "COSINE_ITERS": "SOLVER",
-    "CHECKPOINT_PERIOD": "SOLVER",
-    "EVAL_PERIOD": "TEST",
-    "VAL_LOSS_PERIOD": "TEST",
-}
+# The keys that SOLVER.EPOCHS.<last part> sets.
+_LENGTHS = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.COSINE_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "TEST.VAL_LOSS_PERIOD",
+)
 
 
 class ConfigError(D2CityscapesError):
@@ -106,11 +106,9 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
         ConfigError: a name that is not registered, or no name at all.
         ShardError: a dataset whose shards are missing or damaged.
     """
-    if train:
-        _check_training_names(cfg)
     names = [*cfg.DATASETS.TEST]
     if train:
-        names += cfg.DATASETS.TRAIN
+        names += _training_names(cfg)
         if cfg.TEST.VAL_LOSS_PERIOD > 0:
             names.append(validation_dataset(cfg))
     _check_registered(names)
@@ -166,23 +164,24 @@ def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
         overridden: keys from the command line; of the two names of a length the later one counts.
     """
     lengths = {}
-    for key, epochs in cfg.SOLVER.EPOCHS.items():
-        ours, plain = f"SOLVER.EPOCHS.{key}", f"{_LENGTHS[key]}.{key}"
-        given = [name for name in overridden if name in (ours, plain)]
-        if epochs and given[-1:] != [plain]:
-            lengths[key] = epochs
+    for name in _LENGTHS:
+        section, key = name.split(".")
+        epochs = cfg.SOLVER.EPOCHS[key]
+        given = [other for other in overridden if other in (name, f"SOLVER.EPOCHS.{key}")]
+        if epochs and given[-1:] != [name]:
+            lengths[section, key] = epochs
         cfg.SOLVER.EPOCHS[key] = type(epochs)()
     if not lengths:
         return
     if cfg.SOLVER.IMS_PER_BATCH < 1:
         raise ConfigError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use a positive number")
     epoch = Fraction(_count_training_images(cfg), cfg.SOLVER.IMS_PER_BATCH)
-    for key, epochs in lengths.items():
-        if key == "STEPS":
-            iterations = tuple(_iterations(key, step, epoch) for step in epochs)
-        else:
-            iterations = _iterations(key, epochs, epoch)
-        cfg[_LENGTHS[key]][key] = iterations
+    for (section, key), epochs in lengths.items():
+        cfg[section][key] = (
+            tuple(_iterations(key, step, epoch) for step in epochs)
+            if key == "STEPS"
+            else _iterations(key, epochs, epoch)
+        )
 
 
 def _iterations(key: str, epochs: float, epoch: Fraction) -> int:
@@ -194,17 +193,19 @@ def _iterations(key: str, epochs: float, epoch: Fraction) -> int:
 
 
 def _count_training_images(cfg: CfgNode) -> int:
-    _check_training_names(cfg)
-    images = len(_training_dicts(cfg))
+    """How many different images an epoch of `build_train_loader` has."""
+    _check_registered(_training_names(cfg))
+    images = len(training_dicts(cfg))
     if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
-        images = int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+        # A ratio that leaves none is the loader's to refuse.
+        images = max(int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO), 1)
     return images
 
 
-def _check_training_names(cfg: CfgNode) -> None:
+def _training_names(cfg: CfgNode) -> Sequence[str]:
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name a dataset to train on")
-    _check_registered(cfg.DATASETS.TRAIN)
+    return cfg.DATASETS.TRAIN
 
 
 def _check_registered(names: Iterable[str]) -> None:
@@ -234,6 +235,8 @@ def _merge(cfg: CfgNode, source: str, merge) -> None:
             near = difflib.get_close_matches(unknown[1], list(_all_keys(cfg)), n=3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             message = f"unknown config key {unknown[1]}{hint}"
+        if "(<class 'float'> vs. <class 'int'>)" in message:
+            message += "; write it with a decimal point"
         raise ConfigError(f"{source}: {message}") from error
 
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
-import multiprocessing
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from d2_cityscapes.cli import run
+from d2_cityscapes.convert import convert_file
+from d2_cityscapes.engine.schedules import check_schedule
 from d2_cityscapes.engine.setup import check_datasets, check_weights_file, load_config
+from d2_cityscapes.engine.stage_changes import (
+    check_first_weights,
+    check_settings,
+    file_sha256,
+    write_first_weights,
+)
+from d2_cityscapes.engine.stage_process import train_in_fresh_process
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
-from d2_cityscapes.evaluation.results import ResultRow, read_results
+from d2_cityscapes.evaluation.results import ResultRow, ResultsError, read_results
+from d2_cityscapes.files import lock_folder, remove_temporaries
 from d2_cityscapes.modeling.anchors import fit_anchors
 
-__all__ = ["STAGES", "Stage", "StageError", "plan_stages", "run_stages", "summary"]
+__all__ = ["STAGES", "Stage", "StageError", "plan_stages", "run_stages", "stage_results", "summary"]
 
-logger = logging.getLogger(__name__)
-
-STAGES = (0, 1, 2, 3)
+STAGES = (0, 1, 2, 3, 4)  # 4, the panoptic one, is not in the paper
 _ANCHORS_KEY = "MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE"
+_DEEPLAB = "DeepLabV3Segmentor"  # in torchvision's names, and with an encoder in place of an FPN
 # The numbers of a stage's line in the summary.
 _HEADLINES = (
     ("panoptic_seg", "PQ"),
@@ -52,12 +55,19 @@ class Stage:
         config_file: its YAML file.
         opts: KEY VALUE overrides: the caller's, then OUTPUT_DIR, MODEL.WEIGHTS and the anchors.
         cfg: the two together.
+        deeplab: final weights of the DeepLabv3 whose backbone, converted, is MODEL.WEIGHTS; None
+            for other weights.
+        anchors: the file of its anchors, if the stages share them.
+        fits_anchors: it is the first of them, so that the anchors are fitted to its training set.
     """
 
     number: int
     config_file: Path
     opts: tuple[str, ...]
     cfg: CfgNode
+    deeplab: Path | None = None
+    anchors: Path | None = None
+    fits_anchors: bool = False
 
     @property
     def output_dir(self) -> Path:
@@ -72,15 +82,21 @@ class Stage:
         return self.output_dir / "results.json"
 
     @property
+    def has_begun(self) -> bool:
+        """It has left weights: to resume from, or the final ones."""
+        return (self.output_dir / "last_checkpoint").is_file() or self.final_weights.is_file()
+
+    @property
     def is_done(self) -> bool:
-        return self.final_weights.is_file() and self.results.is_file()
+        """The results are those of the final weights, by their checksum."""
+        return _is_scored(self.output_dir)
 
 
 def plan_stages(
     output_dir: str | Path,
     *,
     config_dir: str | Path,
-    stages: Sequence[int] = STAGES,
+    stages: Sequence[int] = STAGES[:4],
     opts: Sequence[str] = (),
 ) -> list[Stage]:
     """Check every stage before the first one starts.
@@ -95,31 +111,28 @@ def plan_stages(
         opts: KEY VALUE overrides for every stage.
 
     Raises:
-        D2CityscapesError: unknown stage or key, missing dataset or weights.
+        D2CityscapesError: unknown stage or key, missing dataset or weights, or a stage that began
+            with other settings.
     """
     output_dir, config_dir = Path(output_dir), Path(config_dir)
     plan: list[Stage] = []
     for number in sorted(set(stages)):
         if number not in STAGES:
             raise StageError(f"stage {number}: there are {', '.join(map(str, STAGES))}")
-        own = ["OUTPUT_DIR", str(output_dir / f"stage{number}")]
-        before = _final_weights(output_dir / f"stage{number - 1}")
-        if before.is_file() or (plan and plan[-1].number == number - 1):
-            own += ["MODEL.WEIGHTS", str(before)]
-        config_file = config_dir / f"stage{number}.yaml"
-        cfg = load_config(config_file, [*opts, *own])
-        if _fits_anchors(cfg):
-            own += [_ANCHORS_KEY, str(output_dir / "anchors.json")]
-            cfg = load_config(config_file, [*opts, *own])
+        stage = _plan_stage(number, plan, output_dir, config_dir, tuple(opts))
+        cfg = stage.cfg
         if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS:
             raise StageError(
                 f"stage {number} freezes {', '.join(cfg.MODEL.FREEZE.MODULES)}, which nothing "
                 f"trained: run stage {number - 1} first, or give MODEL.WEIGHTS"
             )
-        if not plan and Path(cfg.MODEL.WEIGHTS) != before:
+        if "MODEL.WEIGHTS" not in stage.opts[len(opts) :]:
             check_weights_file(cfg)
         check_datasets(cfg, train=True)
-        plan.append(Stage(number, config_file, (*opts, *own), cfg))
+        check_schedule(cfg)
+        if stage.has_begun:
+            check_settings(stage.output_dir, cfg)
+        plan.append(stage)
     return plan
 
 
@@ -131,33 +144,82 @@ def run_stages(plan: Sequence[Stage]) -> None:
     wants them.
 
     Raises:
-        StageError: a stage failed, or its results are not what TEST.EXPECTED_RESULTS asks for.
+        D2CityscapesError: a stage failed, began with other weights than it would now, or its
+            results are not what TEST.EXPECTED_RESULTS asks for.
     """
     for stage in plan:
-        if stage.is_done:
-            print(f"stage {stage.number}: already done, in {stage.output_dir}", flush=True)
-            _check_expected_results(stage)
-            continue
-        source = stage.cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE
-        if source and source in stage.opts and not Path(source).is_file():
-            fit_anchors(stage.cfg, source)
-        print(f"stage {stage.number}: {stage.config_file} -> {stage.output_dir}", flush=True)
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(target=_train_in_process, args=(stage.config_file, stage.opts))
-        process.start()
-        process.join()
-        if stage.is_done:
-            _check_expected_results(stage)
-        if process.exitcode != 0 or not stage.is_done:
-            raise StageError(
-                f"stage {stage.number} failed with exit code {process.exitcode}, see "
-                f"{stage.output_dir / 'log.txt'}; the same command resumes it"
-            )
+        with lock_folder(stage.output_dir):
+            _run_stage(stage)
+
+
+def stage_results(plan: Sequence[Stage]) -> dict[str, list[ResultRow]]:
+    """ "stage1" -> its results, for the stages of the plan and finished ones before its last."""
+    last = plan[-1]
+    folders = [last.output_dir.with_name(f"stage{number}") for number in range(last.number + 1)]
+    return {f.name: read_results(f / "results.json")[0] for f in folders if _is_scored(f)}
 
 
 def summary(plan: Sequence[Stage]) -> list[str]:
     """One line a stage: its main numbers with protocol, dataset and image count."""
     return [f"stage {stage.number}: {_headline(read_results(stage.results)[0])}" for stage in plan]
+
+
+def _plan_stage(
+    number: int, plan: Sequence[Stage], output_dir: Path, config_dir: Path, opts: tuple[str, ...]
+) -> Stage:
+    own = ["OUTPUT_DIR", str(output_dir / f"stage{number}")]
+    config_file = config_dir / f"stage{number}.yaml"
+    cfg = load_config(config_file, [*opts, *own])
+    file_before = config_dir / f"stage{number - 1}.yaml"
+    before = load_config(file_before, opts, train=False) if file_before.is_file() else None
+
+    weights, deeplab = _final_weights(output_dir / f"stage{number - 1}"), None
+    if weights.is_file() or (plan and plan[-1].number == number - 1):
+        if before is not None and _is_deeplab(before) and not _is_deeplab(cfg):
+            deeplab, weights = weights, weights.with_name("backbone.pth")
+        own += ["MODEL.WEIGHTS", str(weights)]
+
+    anchors = output_dir / "anchors.json" if _shares_anchors(cfg) else None
+    if anchors:
+        own += [_ANCHORS_KEY, str(anchors)]
+    first = before is None or not _shares_anchors(before)
+    cfg = load_config(config_file, [*opts, *own])
+    return Stage(number, config_file, (*opts, *own), cfg, deeplab, anchors, bool(anchors and first))
+
+
+def _run_stage(stage: Stage) -> None:
+    _prepare(stage)
+    if stage.is_done:
+        print(f"stage {stage.number}: already done, in {stage.output_dir}", flush=True)
+        _check_expected_results(stage)
+        return
+    print(f"stage {stage.number}: {stage.config_file} -> {stage.output_dir}", flush=True)
+    exit_code = train_in_fresh_process(stage.config_file, stage.opts)
+    if stage.is_done:
+        _check_expected_results(stage)
+    if exit_code != 0 or not stage.is_done:
+        how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+        raise StageError(
+            f"stage {stage.number} failed with {how}, see {stage.output_dir / 'log.txt'}; the same "
+            "command resumes it"
+        )
+
+
+def _prepare(stage: Stage) -> None:
+    """Make what a stage begins with. Until it has begun, all of it is made again.
+
+    Settings may have changed since it was made, or the stage before been trained again.
+    """
+    fresh, weights = not stage.has_begun, stage.cfg.MODEL.WEIGHTS
+    remove_temporaries(stage.output_dir, ["*"])
+    if stage.deeplab and (fresh or not Path(weights).is_file()):
+        print(*convert_file("torchvision-deeplab", stage.deeplab, weights), sep="\n", flush=True)
+    if stage.anchors and (not stage.anchors.is_file() or (fresh and stage.fits_anchors)):
+        fit_anchors(stage.cfg, stage.anchors)
+    if fresh:
+        write_first_weights(stage.output_dir, weights)
+    else:
+        check_first_weights(stage.output_dir, weights)
 
 
 def _check_expected_results(stage: Stage) -> None:
@@ -185,26 +247,21 @@ def _final_weights(output_dir: Path) -> Path:
     return output_dir / "model_final.pth"
 
 
-def _fits_anchors(cfg: CfgNode) -> bool:
+def _is_scored(folder: Path) -> bool:
+    weights, results = _final_weights(folder), folder / "results.json"
+    if not weights.is_file() or not results.is_file():
+        return False
+    try:
+        _, about = read_results(results)
+    except ResultsError:
+        return False
+    return about.get("weights_sha256") == file_sha256(weights)
+
+
+def _is_deeplab(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == _DEEPLAB
+
+
+def _shares_anchors(cfg: CfgNode) -> bool:
     generator = cfg.MODEL.ANCHOR_GENERATOR
     return generator.NAME == "KMeansAnchorGenerator" and not generator.KMEANS.SOURCE
-
-
-def _train_in_process(config_file: Path, opts: Sequence[str]) -> None:
-    from d2_cityscapes.engine.trainer import setup, train
-
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    args = argparse.Namespace(config_file=str(config_file), opts=list(opts), eval_only=False)
-
-    def main() -> None:
-        train(setup(args), resume=True)
-
-    run(main)
-
-
-def _leave_with_parent() -> None:
-    """End this process when its parent is killed, so that a rerun is the only one that writes."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+import weakref
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_setup
-from detectron2.engine.hooks import CallbackHook, EvalHook
+from detectron2.engine.hooks import CallbackHook, EvalHook, PeriodicCheckpointer, PreciseBN
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -19,8 +19,17 @@ from torch import nn
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.engine.checkpoint import Checkpointer
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.optimizer import build_optimizer
+from d2_cityscapes.engine.resume import check_freeze_settings, freeze_settings
+from d2_cityscapes.engine.saving import complete_final_weights
+from d2_cityscapes.engine.schedules import (
+    PlateauHook,
+    PlateauLR,
+    build_lr_scheduler,
+    check_schedule,
+)
 from d2_cityscapes.engine.setup import (
     ConfigError,
     check_datasets,
@@ -32,7 +41,9 @@ from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_valid
 from d2_cityscapes.evaluation.evaluators import build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
+from d2_cityscapes.modeling.anchors import resolve_anchors
 from d2_cityscapes.modeling.build import build_model
+from d2_cityscapes.modeling.freeze import unwrap
 
 __all__ = ["Trainer", "evaluate", "setup", "train"]
 
@@ -45,6 +56,19 @@ class Trainer(DefaultTrainer):
     A resumed run sees the images and draws the random numbers that it would have without the stop.
     """
 
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        self.checkpointer = Checkpointer(
+            self.model,
+            cfg.OUTPUT_DIR,
+            exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
+            trained=(p for group in self.optimizer.param_groups for p in group["params"]),
+            trainer=weakref.proxy(self),
+        )
+        for hook in self._hooks:
+            if isinstance(hook, PeriodicCheckpointer):
+                hook.checkpointer = self.checkpointer
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         return build_model(cfg)
@@ -52,6 +76,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer):
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -108,16 +136,19 @@ class Trainer(DefaultTrainer):
         super().run_step()
 
     def state_dict(self) -> dict:
-        """With the position in the data, and what Detectron2 0.6 leaves out.
+        """With the position in the data, what is frozen, and what Detectron2 0.6 leaves out.
 
         That is the states of optimizer and gradient scaler.
         """
         return super().state_dict() | {
             "_trainer": self._trainer.state_dict(),
             "data": self.data_loader.state_dict(),
+            "freeze": freeze_settings(self.cfg),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
+        checkpoint = self.checkpointer.get_checkpoint_file()
+        check_freeze_settings(state_dict.get("freeze"), self.cfg, checkpoint)
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
         data = state_dict.get("data")
@@ -131,13 +162,19 @@ class Trainer(DefaultTrainer):
         hooks = super().build_hooks()
         freeze = self.cfg.MODEL.FREEZE
         if freeze.MODULES:
-            hooks.insert(0, FreezeHook(freeze.MODULES, norm_eval=freeze.NORM_EVAL))
+            guard = FreezeHook(freeze.MODULES, schedule=freeze.SCHEDULE, norm_eval=freeze.NORM_EVAL)
+            hooks.insert(0, guard)
+        for hook in hooks:
+            if isinstance(hook, PreciseBN) and hasattr(hook, "_model"):
+                hook._model = unwrap(hook._model)  # FreezeHook may replace the wrapper
         period = self.cfg.TEST.VAL_LOSS_PERIOD
         if period > 0:
-            # before the writers, which come after the evaluation
-            evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-            validation = ValidationLossHook(period, build_validation_loader(self.cfg))
-            hooks.insert(evaluation, validation)
+            # before the checkpoints, which hold what the schedule learns from it, and the writers
+            later = PeriodicCheckpointer | EvalHook
+            place = next(i for i, hook in enumerate(hooks) if isinstance(hook, later))
+            hooks.insert(place, ValidationLossHook(period, build_validation_loader(self.cfg)))
+            if isinstance(self.scheduler, PlateauLR):
+                hooks.insert(place + 1, PlateauHook(period))
         if comm.is_main_process():
             hooks.append(CallbackHook(after_train=_sign_results))
         return hooks
@@ -152,15 +189,21 @@ def _check_results(cfg: CfgNode) -> None:
 def _sign_results(trainer: Trainer) -> None:
     """Enter the checksum of the final weights, just evaluated, into results.json."""
     output = Path(trainer.cfg.OUTPUT_DIR)
-    if trainer.iter + 1 >= trainer.max_iter:
+    if trainer.iter >= trainer.max_iter:  # not after an error in the last step
         add_weights(output / "results.json", output / "model_final.pth")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config of a command line, check what it points at, set up logs and seeds."""
-    cfg = load_config(args.config_file, args.opts)
+    """Read the config of a command line, check what it points at, set up logs and seeds.
+
+    Anchors of KMEANS.SOURCE are written into the config, and so into OUTPUT_DIR/config.yaml.
+    """
+    cfg = load_config(args.config_file, args.opts, train=not args.eval_only)
+    cfg = resolve_anchors(cfg)
     check_weights_file(cfg)
     check_datasets(cfg, train=not args.eval_only)
+    if not args.eval_only:
+        check_schedule(cfg)
     check_expected_results(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_cityscapes")
@@ -179,6 +222,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict | None:
     """
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
+    complete_final_weights(trainer)
     if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:
         logger.warning(
             "MODEL.FREEZE.MODULES freezes %s with RANDOM weights: set MODEL.WEIGHTS",
@@ -192,7 +236,7 @@ def evaluate(cfg: CfgNode) -> dict:
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
     model = Trainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model, weights=cfg.MODEL.WEIGHTS)
     if comm.is_main_process():
         _check_results(cfg)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, detection_utils
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from d2_cityscapes.data.augmentation import build_augmentation
 from d2_cityscapes.data.loader import STEP, preserved_generators, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.engine.setup import validation_dataset
@@ -63,8 +64,7 @@ def build_validation_loader(cfg: CfgNode) -> Iterable[list[dict]]:
 
     They have the size of test images, are not augmented, and come in the order of the dataset.
     """
-    augmentations = detection_utils.build_augmentation(cfg, False)
-    mapper = CityscapesShardMapper(cfg, True, augmentations=augmentations)
+    mapper = CityscapesShardMapper(cfg, True, augmentations=build_augmentation(cfg, False))
     return build_detection_test_loader(cfg, validation_dataset(cfg), mapper=mapper)
 
 

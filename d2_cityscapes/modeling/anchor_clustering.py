@@ -2,17 +2,18 @@
 
 A *shape* is (width, height) in network pixels, i.e. after the resize of training. An anchor has a
 size, the square root of its area, and an aspect ratio, **height / width** as in Detectron2 and
-torchvision. Shape letters: N boxes, A = sizes x ratios anchors.
+torchvision. Shape letters: N boxes, S sizes (one for each feature level), R ratios of a level,
+A = S x R anchors.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
@@ -26,10 +27,11 @@ __all__ = [
     "Anchors",
     "anchor_quality",
     "anchor_shapes",
+    "best_anchors",
     "best_shape_iou",
     "cluster_shapes",
-    "plot_anchors",
     "read_anchors",
+    "rounded_anchors",
     "write_anchors",
 ]
 
@@ -48,15 +50,16 @@ class AnchorError(D2CityscapesError):
 
 @dataclass(frozen=True)
 class Anchors:
-    """Every size combined with every ratio.
+    """The anchors of a model: a size for each feature level, with several ratios.
 
     Attributes:
         sizes: sqrt(area) in network pixels, ascending; one for each feature level.
-        aspect_ratios: height / width, ascending.
+        aspect_ratios: height / width, ascending: one tuple for all levels, or one for each. So they
+            are Detectron2's MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS.
     """
 
     sizes: tuple[float, ...]
-    aspect_ratios: tuple[float, ...]
+    aspect_ratios: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class AnchorSet:
         resize: {"min_size": [...], "max_size": ..., "sampling": ...}, the INPUT.*_TRAIN settings.
         num_boxes: number of shapes that were clustered.
         seed: random_state of the k-means.
-        quality: {"kmeans": of these anchors, "default": of Detectron2's}.
+        method: MODEL.ANCHOR_GENERATOR.KMEANS.METHOD.
+        quality: {"kmeans": of these anchors, "default": of Detectron2's}; also "separate", what a
+            "joint" fit began with.
     """
 
     anchors: Anchors
@@ -92,6 +97,7 @@ class AnchorSet:
     resize: dict[str, object]
     num_boxes: int
     seed: int
+    method: str
     quality: dict[str, AnchorQuality]
 
 
@@ -118,7 +124,15 @@ def cluster_shapes(
     widths, heights = np.asarray(shapes, dtype=np.float64).T
     sizes = _kmeans(np.sqrt(widths * heights), num_sizes, seed, "NUM_SIZES", "sizes")
     ratios = _kmeans(heights / widths, num_ratios, seed, "NUM_RATIOS", "height/width ratios")
-    return Anchors(tuple(round(s, 2) for s in sizes), tuple(round(r, 4) for r in ratios))
+    return rounded_anchors(np.array(sizes), np.array([ratios]))
+
+
+def rounded_anchors(sizes: np.ndarray, ratios: np.ndarray) -> Anchors:
+    """(S,) sizes and (1 or S, R) ratios, with the digits that an anchor file has."""
+    return Anchors(
+        tuple(round(float(size), 2) for size in sizes),
+        tuple(tuple(round(float(ratio), 4) for ratio in level) for level in ratios),
+    )
 
 
 def _kmeans(values: np.ndarray, clusters: int, seed: int, key: str, what: str) -> list[float]:
@@ -135,28 +149,39 @@ def _kmeans(values: np.ndarray, clusters: int, seed: int, key: str, what: str) -
     return sorted(float(centre) for centre in np.exp(fitted.cluster_centers_[:, 0]))
 
 
-def anchor_shapes(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> np.ndarray:
-    """(A, 2) widths and heights of every size with every height / width ratio, sizes outermost."""
-    size, ratio = np.meshgrid(
-        np.asarray(sizes, float), np.asarray(aspect_ratios, float), indexing="ij"
-    )
-    return np.stack([size / np.sqrt(ratio), size * np.sqrt(ratio)], axis=-1).reshape(-1, 2)
+def anchor_shapes(sizes: npt.ArrayLike, aspect_ratios: npt.ArrayLike) -> np.ndarray:
+    """(A, 2) widths and heights of every anchor, sizes outermost.
+
+    Args:
+        sizes: (S,).
+        aspect_ratios: height / width: (R,) or (1, R) for all sizes, or (S, R).
+    """
+    sizes, root = np.asarray(sizes, dtype=float)[:, None], np.sqrt(aspect_ratios)
+    return np.stack([sizes / root, sizes * root], axis=-1).reshape(-1, 2)
 
 
 def best_shape_iou(shapes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """(N,) IoU of each (N, 2) shape with the best of (A, 2) anchors placed at the same centre."""
-    best = [np.zeros(0)]
+    return best_anchors(shapes, anchors)[1]
+
+
+def best_anchors(shapes: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `best_shape_iou`, with the (N,) index of the best anchor before it."""
+    best, ious = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
+    (anchor_widths, anchor_heights), anchor_areas = anchors.T, anchors.prod(axis=1)
     for start in range(0, len(shapes), _CHUNK):
-        chunk = shapes[start : start + _CHUNK, None]
-        common = np.minimum(chunk, anchors).prod(axis=-1)
-        best.append((common / (chunk.prod(axis=-1) + anchors.prod(axis=-1) - common)).max(axis=1))
-    return np.concatenate(best)
+        widths, heights = shapes[start : start + _CHUNK].T[..., None]
+        common = np.minimum(widths, anchor_widths) * np.minimum(heights, anchor_heights)
+        iou = common / (widths * heights + anchor_areas - common)
+        best.append(iou.argmax(axis=1))
+        ious.append(iou.max(axis=1))
+    return np.concatenate(best), np.concatenate(ious)
 
 
 def anchor_quality(
-    shapes: np.ndarray, sizes: Sequence[float], aspect_ratios: Sequence[float]
+    shapes: np.ndarray, sizes: npt.ArrayLike, aspect_ratios: npt.ArrayLike
 ) -> AnchorQuality:
-    """Fit of anchors to (N, 2) shapes, N > 0."""
+    """Fit of anchors to (N, 2) shapes, N > 0; the others as in `anchor_shapes`."""
     best = best_shape_iou(shapes, anchor_shapes(sizes, aspect_ratios))
     return AnchorQuality(
         *(float(x) for x in (best.mean(), (best >= 0.5).mean(), (best >= 0.7).mean()))
@@ -164,9 +189,15 @@ def anchor_quality(
 
 
 def write_anchors(path: str | Path, anchor_set: AnchorSet) -> None:
-    """Write an anchor file: JSON of "sizes", "aspect_ratios", "convention" and the rest."""
+    """Write an anchor file: JSON of "sizes", "aspect_ratios", "convention" and the rest.
+
+    "aspect_ratios" is a list of numbers if they hold for all levels, a list of such lists if not.
+    """
     content = asdict(anchor_set)
-    content = {**content.pop("anchors"), "convention": CONVENTION, **content}
+    anchors = content.pop("anchors")
+    if len(anchors["aspect_ratios"]) == 1:
+        anchors["aspect_ratios"] = anchors["aspect_ratios"][0]
+    content = {**anchors, "convention": CONVENTION, **content}
     write_atomically(path, [json.dumps(content, indent=2).encode(), b"\n"])
 
 
@@ -188,11 +219,12 @@ def read_anchors(path: str | Path) -> AnchorSet:
         if content["convention"] != CONVENTION:
             raise ValueError(f"unknown convention {content['convention']!r}")
         return AnchorSet(
-            Anchors(_positive(content, "sizes"), _positive(content, "aspect_ratios")),
+            _anchors(content["sizes"], content["aspect_ratios"]),
             tuple(content["datasets"]),
             dict(content["resize"]),
             int(content["num_boxes"]),
             int(content["seed"]),
+            str(content.get("method", "separate")),  # older files have none
             {name: AnchorQuality(**quality) for name, quality in content["quality"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -200,38 +232,18 @@ def read_anchors(path: str | Path) -> AnchorSet:
         raise AnchorError(f"{path}: not an anchor file ({reason}); {_RUN_TOOL} again") from error
 
 
-def _positive(content: dict, key: str) -> tuple[float, ...]:
-    values = tuple(float(value) for value in content[key])
+def _anchors(sizes: list, aspect_ratios: list) -> Anchors:
+    several = any(isinstance(ratios, list) for ratios in aspect_ratios)
+    levels = aspect_ratios if several else [aspect_ratios]
+    if len(levels) not in (1, len(sizes)) or len({len(ratios) for ratios in levels}) > 1:
+        raise ValueError(f"aspect_ratios of {len(levels)} levels for {len(sizes)} sizes")
+    return Anchors(
+        _positive(sizes, "sizes"), tuple(_positive(ratios, "aspect_ratios") for ratios in levels)
+    )
+
+
+def _positive(numbers: list, key: str) -> tuple[float, ...]:
+    values = tuple(float(value) for value in numbers)
     if not values or not all(0 < value < float("inf") for value in values):
         raise ValueError(f"{key} are {list(values)}; expected positive numbers")
     return values
-
-
-def plot_anchors(path: str | Path, shapes: np.ndarray, anchors: Anchors) -> None:
-    """Write a PNG: the boxes with both sets of anchors, and the best IoU of both sets."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    boxes_axes, iou_axes = figure.subplots(1, 2)
-    boxes_axes.scatter(*shapes[:20_000].T, s=2, alpha=0.25, color="0.6", label="training boxes")
-    both = {
-        "Detectron2 default": (DEFAULT_SIZES, DEFAULT_RATIOS, "tab:orange", "x"),
-        "k-means": (anchors.sizes, anchors.aspect_ratios, "tab:blue", "o"),
-    }
-    for name, (sizes, ratios, color, marker) in both.items():
-        placed = anchor_shapes(sizes, ratios)
-        boxes_axes.scatter(*placed.T, s=30, color=color, marker=marker, label=name)
-        best = best_shape_iou(shapes, placed)
-        label = f"{name}: mean {best.mean():.3f}"
-        iou_axes.hist(best, bins=np.linspace(0, 1, 51), color=color, alpha=0.55, label=label)
-    boxes_axes.set(
-        xscale="log", yscale="log", xlabel="width [network px]", ylabel="height [network px]"
-    )
-    iou_axes.set(xlabel="IoU with the best anchor", ylabel="boxes")
-    for axes in (boxes_axes, iou_axes):
-        axes.legend()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    write_atomically(path, [png.getvalue()])

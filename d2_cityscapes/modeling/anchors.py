@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
@@ -22,13 +22,22 @@ from d2_cityscapes.modeling.anchor_clustering import (
     AnchorSet,
     anchor_quality,
     cluster_shapes,
-    plot_anchors,
     read_anchors,
     write_anchors,
 )
+from d2_cityscapes.modeling.anchor_plot import plot_anchors
+from d2_cityscapes.modeling.anchor_record import RECORD, REMEDY, anchor_difference, make_record
+from d2_cityscapes.modeling.joint_anchors import fit_jointly
 
-__all__ = ["KMeansAnchorGenerator", "fit_anchors", "network_shapes", "short_edges"]
+__all__ = [
+    "KMeansAnchorGenerator",
+    "fit_anchors",
+    "network_shapes",
+    "resolve_anchors",
+    "short_edges",
+]
 
+METHODS = ("separate", "joint")
 RANGE_SAMPLES = 5  # short edges that stand for a range of them
 SEED = 0
 
@@ -37,34 +46,82 @@ SEED = 0
 class KMeansAnchorGenerator(DefaultAnchorGenerator):
     """`DefaultAnchorGenerator` with the anchors of MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE.
 
-    The k-th smallest size belongs to the k-th feature level, and every level has every ratio. With
-    as many ratios as before (three by default) the weights of an RPN still fit. Without a SOURCE
-    the anchors are those of the config, as in the stock generator.
+    The k-th smallest size belongs to the k-th feature level. With as many ratios a level as before
+    (three by default) the weights of an RPN still fit. Without a SOURCE the anchors are those of
+    the config, as in the stock generator.
+
+    The anchors travel with the weights, in a buffer of the state dict (see `anchor_record`).
+    Loading weights of other anchors is an error; those that do not tell theirs are taken.
     """
+
+    @configurable
+    def __init__(self, *, sizes, aspect_ratios, strides, offset=0.5):
+        """The arguments of `DefaultAnchorGenerator`."""
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+        self.register_buffer(RECORD, make_record(sizes, aspect_ratios, len(strides)))
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        arguments = super().from_config(cfg, input_shape)
-        source = cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE
-        if not source:
-            return arguments
-        found = read_anchors(source)
-        if len(found.anchors.sizes) != len(input_shape):
-            raise AnchorError(
-                f"{source}: {len(found.anchors.sizes)} sizes for the {len(input_shape)} feature "
-                "levels of MODEL.RPN.IN_FEATURES; run tools/kmeans_anchors.py with "
-                f"MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES {len(input_shape)}"
-            )
-        if found.resize != _resize(cfg):
-            message = (
-                f"{source}: anchors were fitted to images resized by {found.resize}, but this "
-                f"config has {_resize(cfg)}"
-            )
-            # Once: Detectron2 builds a generator for the RPN and another to count its anchors.
-            log_first_n(logging.WARNING, message, key="message")
-        arguments["sizes"] = [[size] for size in found.anchors.sizes]
-        arguments["aspect_ratios"] = [list(found.anchors.aspect_ratios)]
-        return arguments
+        return super().from_config(resolve_anchors(cfg, len(input_shape)), input_shape)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        name = prefix + RECORD
+        difference = name in state_dict and anchor_difference(state_dict[name], self.cell_anchors)
+        if difference:
+            raise AnchorError(f"weights of {prefix.rstrip('.')}: {difference}; {REMEDY}")
+        super()._load_from_state_dict({**state_dict, name: getattr(self, RECORD)}, prefix, *args)
+
+
+def resolve_anchors(cfg: CfgNode, num_levels: int | None = None) -> CfgNode:
+    """The config with the anchors of MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE written out.
+
+    They become SIZES and ASPECT_RATIOS, and SOURCE "", so that the config needs the file no longer.
+    Without a SOURCE, or with a generator that does not read it, the config itself is returned.
+
+    Args:
+        cfg: frozen or not; stays as it is.
+        num_levels: number of feature levels; None for that of the model's proposals.
+
+    Raises:
+        AnchorError: a file that cannot be used, or that does not have a size for each level.
+    """
+    source = cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE
+    generator = cfg.MODEL.ANCHOR_GENERATOR.NAME
+    if source and generator != "KMeansAnchorGenerator":
+        message = f"MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE {source}: {generator} does not read it"
+        log_first_n(logging.WARNING, message, key="message")
+        return cfg
+    if not source:
+        return cfg
+    found = read_anchors(source)
+    num_levels = _num_levels(cfg) if num_levels is None else num_levels
+    if len(found.anchors.sizes) != num_levels:
+        raise AnchorError(
+            f"{source}: {len(found.anchors.sizes)} sizes for the {num_levels} feature levels of "
+            "MODEL.RPN.IN_FEATURES; run tools/kmeans_anchors.py with "
+            f"MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES {num_levels}"
+        )
+    if found.resize != _resize(cfg):
+        message = (
+            f"{source}: anchors were fitted to images resized by {found.resize}, but this "
+            f"config has {_resize(cfg)}"
+        )
+        # Once: Detectron2 builds a generator for the RPN and another to count its anchors.
+        log_first_n(logging.WARNING, message, key="message")
+    resolved = cfg.clone()
+    resolved.defrost()
+    generator = resolved.MODEL.ANCHOR_GENERATOR
+    generator.SIZES = [[size] for size in found.anchors.sizes]
+    generator.ASPECT_RATIOS = [list(ratios) for ratios in found.anchors.aspect_ratios]
+    generator.KMEANS.SOURCE = ""
+    if cfg.is_frozen():
+        resolved.freeze()
+    return resolved
+
+
+def _num_levels(cfg: CfgNode) -> int:
+    retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    return len((cfg.MODEL.RETINANET if retinanet else cfg.MODEL.RPN).IN_FEATURES)
 
 
 def fit_anchors(cfg: CfgNode, output: str | Path) -> AnchorSet:
@@ -75,23 +132,51 @@ def fit_anchors(cfg: CfgNode, output: str | Path) -> AnchorSet:
         output: the JSON file; the plot gets the same name with ``.png``.
 
     Raises:
-        AnchorError: unknown or empty datasets, fewer boxes than clusters.
+        AnchorError: unknown method, unknown or empty datasets, fewer boxes than clusters.
     """
-    shapes = network_shapes(cfg, _dataset_dicts(cfg.DATASETS.TRAIN))
     kmeans = cfg.MODEL.ANCHOR_GENERATOR.KMEANS
+    _check_method(cfg)
+    shapes = network_shapes(cfg, _dataset_dicts(cfg.DATASETS.TRAIN))
     if len(shapes) == 0:
         raise AnchorError(f"no boxes in DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN) or '()'}")
-    anchors = cluster_shapes(shapes, kmeans.NUM_SIZES, kmeans.NUM_RATIOS, seed=SEED)
+    fitted = {"separate": cluster_shapes(shapes, kmeans.NUM_SIZES, kmeans.NUM_RATIOS, seed=SEED)}
+    if kmeans.METHOD == "joint":
+        fitted["joint"] = fit_jointly(shapes, fitted["separate"])
     quality = {
-        "kmeans": anchor_quality(shapes, anchors.sizes, anchors.aspect_ratios),
+        name: anchor_quality(shapes, anchors.sizes, anchors.aspect_ratios)
+        for name, anchors in fitted.items()
+    }
+    quality = {
+        "kmeans": quality.pop(kmeans.METHOD),
+        **quality,
         "default": anchor_quality(shapes, DEFAULT_SIZES, DEFAULT_RATIOS),
     }
     found = AnchorSet(
-        anchors, tuple(cfg.DATASETS.TRAIN), _resize(cfg), len(shapes), seed=SEED, quality=quality
+        fitted[kmeans.METHOD],
+        tuple(cfg.DATASETS.TRAIN),
+        _resize(cfg),
+        num_boxes=len(shapes),
+        seed=SEED,
+        method=kmeans.METHOD,
+        quality=quality,
     )
-    plot_anchors(Path(output).with_suffix(".png"), shapes, anchors)
+    plot_anchors(Path(output).with_suffix(".png"), shapes, fitted)
     write_anchors(output, found)
     return found
+
+
+def _check_method(cfg: CfgNode) -> None:
+    kmeans, num_levels = cfg.MODEL.ANCHOR_GENERATOR.KMEANS, _num_levels(cfg)
+    if kmeans.METHOD not in METHODS:
+        raise AnchorError(
+            f"MODEL.ANCHOR_GENERATOR.KMEANS.METHOD {kmeans.METHOD!r}: it is one of "
+            f"{', '.join(METHODS)}"
+        )
+    if kmeans.METHOD == "joint" and num_levels != kmeans.NUM_SIZES:
+        raise AnchorError(
+            f"MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES {kmeans.NUM_SIZES}: the joint method needs "
+            f"one for each of the {num_levels} feature levels of MODEL.RPN.IN_FEATURES"
+        )
 
 
 def network_shapes(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]]) -> np.ndarray:
@@ -101,15 +186,12 @@ def network_shapes(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]]) -> np.
     them (see `short_edges`). Crowds, empty boxes and instances below INPUT.MIN_INSTANCE_AREA are
     left out, as in training.
     """
-    edges = short_edges(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     scales: dict[tuple[int, int], np.ndarray] = {}  # (H, W) -> (E, 2) factors of width and height
     shapes = [np.zeros((0, 2))]
     for record in dataset_dicts:
         size = record["height"], record["width"]
         if size not in scales:
-            scales[size] = np.array(
-                [_scale(*size, edge, cfg.INPUT.MAX_SIZE_TRAIN) for edge in edges]
-            )
+            scales[size] = np.array(_scales(cfg, *size))
         rows = [
             _shape_and_area(a) for a in record.get("annotations", ()) if not a.get("iscrowd", 0)
         ]
@@ -134,11 +216,19 @@ def short_edges(min_size: int | tuple[int, ...], sampling: str) -> list[int]:
     return list(sizes)
 
 
-def _scale(height: int, width: int, edge: int, max_size: int) -> tuple[float, float]:
-    if edge == 0:
-        return 1.0, 1.0
-    new_height, new_width = ResizeShortestEdge.get_output_shape(height, width, edge, max_size)
-    return new_width / width, new_height / height
+def _scales(cfg: CfgNode, height: int, width: int) -> list[tuple[float, float]]:
+    """Factors of width and height for each size that training may give such an image."""
+    if cfg.INPUT.FIXED_SIZE:
+        return [(cfg.INPUT.FIXED_SIZE[1] / width, cfg.INPUT.FIXED_SIZE[0] / height)]
+    scales = []
+    for edge in short_edges(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING):
+        new_height, new_width = height, width
+        if edge > 0:
+            new_height, new_width = ResizeShortestEdge.get_output_shape(
+                height, width, edge, cfg.INPUT.MAX_SIZE_TRAIN
+            )
+        scales.append((new_width / width, new_height / height))
+    return scales
 
 
 def _shape_and_area(annotation: dict[str, Any]) -> tuple[float, float, float]:
@@ -157,6 +247,8 @@ def _dataset_dicts(names: Iterable[str]) -> Iterable[dict[str, Any]]:
 
 
 def _resize(cfg: CfgNode) -> dict[str, object]:
+    if cfg.INPUT.FIXED_SIZE:
+        return {"fixed_size": list(cfg.INPUT.FIXED_SIZE)}
     min_size = cfg.INPUT.MIN_SIZE_TRAIN
     return {
         "min_size": [min_size] if isinstance(min_size, int) else list(min_size),

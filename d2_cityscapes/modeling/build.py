@@ -23,13 +23,15 @@ def build_model(cfg: CfgNode) -> nn.Module:
     * MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = w: `GIoUROIHeads` weights its own losses. The RPN and a
       semantic head get their (1 - w) here, once, through the stock attribute ``loss_weight``, so
       that *every* standard loss is (1 - w) times stock.
-    * MODEL.FREEZE.MODULES: frozen, and the table of frozen and trainable parts logged.
+    * MODEL.FREEZE: what is frozen at the first iteration is frozen here, and the table of frozen
+      and trainable parts logged. `FreezeHook` guards it, and unfreezes by MODEL.FREEZE.SCHEDULE
+      what `build_optimizer` of this package has counted in.
 
-    The weights are random: load a checkpoint next. `FreezeHook` guards the frozen modules.
+    The weights are random: load a checkpoint next.
 
     Raises:
         D2CityscapesError: an unknown component, a weight outside [0, 1] or one that no GIoUROIHeads
-            would use, a freeze pattern that matches nothing.
+            would use, freeze patterns or a schedule that cannot be used.
     """
     check_giou_weight(cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT)
     try:
@@ -39,8 +41,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
             raise
         raise D2CityscapesError(str(error.args[0])) from error
     _weight_standard_losses(model, cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT)
-    if cfg.MODEL.FREEZE.MODULES:
-        report = freeze_modules(model, cfg.MODEL.FREEZE.MODULES)
+    freeze = cfg.MODEL.FREEZE
+    if freeze.MODULES or freeze.SCHEDULE:
+        report = freeze_modules(
+            model, freeze.MODULES, freeze.SCHEDULE, max_iter=cfg.SOLVER.MAX_ITER
+        )
         logger.info("Frozen: %s\n%s", ", ".join(report.frozen_modules), report.table())
     return model
 

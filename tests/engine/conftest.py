@@ -1,6 +1,9 @@
-"""Overrides that make the demo's configs small enough for tests."""
+"""Overrides that make the demo's configs small enough for tests, and what the package logs."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,3 +20,29 @@ def tiny_opts() -> list[str]:
         "DATALOADER.NUM_WORKERS", "0", "TEST.NUM_PICTURES", "1",
         "TEST.EXPECTED_RESULTS", "[]",
     ]  # fmt: skip
+
+
+class Log(logging.Handler):
+    """What the package logs, whatever Detectron2 does to its loggers."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record):
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    logger, handler = logging.getLogger("d2_cityscapes"), Log()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -58,7 +58,14 @@ class Fail(HookBase):
         raise RuntimeError("disk full")
 
 
-def train(patterns, hooks, *, steps=50, frozen=True, wrap=False):
+OPTIMIZERS = {
+    "SGD": lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=0.1),
+    "ADAM": lambda groups: torch.optim.Adam(groups, lr=0.01, weight_decay=0.1),
+    "ADAMW": lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1),
+}
+
+
+def train(patterns, hooks, *, steps=50, frozen=True, wrap=False, optimizer="SGD"):
     """Train a model; returns it with its state from before the training."""
     torch.manual_seed(0)
     model = Model()
@@ -66,8 +73,8 @@ def train(patterns, hooks, *, steps=50, frozen=True, wrap=False):
         freeze_modules(model, patterns)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = get_default_optimizer_params(model, base_lr=0.01, weight_decay_norm=0.1)
-    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=0.1)
-    trainer = SimpleTrainer(nn.DataParallel(model) if wrap else model.train(), Batches(), optimizer)
+    wrapped = nn.DataParallel(model) if wrap else model.train()
+    trainer = SimpleTrainer(wrapped, Batches(), OPTIMIZERS[optimizer](parameters))
     trainer.register_hooks(hooks)
     trainer.train(0, steps)
     return model, before
@@ -78,9 +85,12 @@ def moved(model, before) -> set[str]:
     return {name for name, tensor in before.items() if not torch.equal(tensor, state[name])}
 
 
-@pytest.mark.parametrize("wrap", [False, True])
-def test_nothing_frozen_moves_in_50_steps(wrap):
-    model, before = train(["backbone"], [FreezeHook(["backbone"]), Evaluation()], wrap=wrap)
+@pytest.mark.parametrize(
+    ("optimizer", "wrap"), [("SGD", False), ("SGD", True), ("ADAM", False), ("ADAMW", False)]
+)
+def test_nothing_frozen_moves_in_50_steps(optimizer, wrap):
+    hooks = [FreezeHook(["backbone"]), Evaluation()]
+    model, before = train(["backbone"], hooks, optimizer=optimizer, wrap=wrap)
     assert moved(model, before) == {name for name in before if not name.startswith("backbone")}
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d2_cityscapes.data import ShardError
+from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.engine.setup import (
     ConfigError,
     check_datasets,
@@ -73,6 +77,130 @@ def test_wrong_files(tmp_path):
     with pytest.raises(ConfigError, match=r"wrong\.yaml") as caught:
         load_config(wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def training_set():
+    """(images, how many of them without objects) -> overrides that train on such a dataset."""
+    name = "dataset_of_test_setup"
+
+    def register(images: int, empty: int = 0) -> list[str]:
+        thing = [{"iscrowd": 0, "category_id": 0, "bbox": [0, 0, 1, 1]}]
+        dicts = [{"shard": "a", "annotations": thing if i >= empty else []} for i in range(images)]
+        DatasetCatalog.register(name, lambda: dicts)
+        MetadataCatalog.get(name).thing_classes = ["car"]
+        return ["DATASETS.TRAIN", f"({name!r},)"]
+
+    yield register
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+
+
+def test_epochs_become_iterations(training_set, tmp_path):
+    """2975 images, 4 a batch: 743.75 iterations an epoch, and every length is rounded up."""
+    file = tmp_path / "epochs.yaml"
+    file.write_text(
+        """
+SOLVER:
+  IMS_PER_BATCH: 4
+  EPOCHS:
+    MAX_ITER: 4.0
+    STEPS: [1, 2.5]
+    WARMUP_ITERS: 0.1
+    COSINE_ITERS: 10.0
+    CHECKPOINT_PERIOD: 0.5
+    EVAL_PERIOD: 2.0
+    VAL_LOSS_PERIOD: 1.0
+"""
+    )
+    cfg = load_config(file, training_set(2975))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (2975, (744, 1860))
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.COSINE_ITERS) == (75, 7438)
+    assert (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (372, 1488)
+    assert cfg.TEST.VAL_LOSS_PERIOD == 744
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(cfg.dump())
+    again = load_config(resolved, ["DATASETS.TRAIN", "('cityscapes_shards_none',)"])
+    assert again.SOLVER == cfg.SOLVER and again.TEST == cfg.TEST
+    assert not any(again.SOLVER.EPOCHS.values())
+
+
+def test_epochs_count_the_images_that_train(training_set):
+    opts = [
+        *training_set(100, empty=20), "SOLVER.IMS_PER_BATCH", "1", "SOLVER.EPOCHS.MAX_ITER", "0.07",
+    ]  # fmt: skip
+    subset = ["DATALOADER.RANDOM_SUBSET_RATIO", "0.5"]
+    sampler = ["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"]
+    keep = ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]
+    for more, iterations in (
+        (keep, 7), ([], 6), ([*keep, *subset], 7), ([*keep, *subset, *sampler], 4),
+    ):  # fmt: skip
+        assert iterations == load_config("", [*opts, *more]).SOLVER.MAX_ITER
+
+
+def test_the_command_line_wins_over_epochs_of_a_file(training_set, tmp_path):
+    file = tmp_path / "epochs.yaml"
+    file.write_text("SOLVER: {IMS_PER_BATCH: 2, EPOCHS: {MAX_ITER: 3.0}}\nTEST: {EVAL_PERIOD: 5}\n")
+    opts = training_set(10)
+    plain, epochs = ["SOLVER.MAX_ITER", "7"], ["SOLVER.EPOCHS.MAX_ITER", "2.0"]
+    for more, iterations in (
+        ([], 15), (plain, 7), (epochs, 10), ([*epochs, *plain], 7), ([*plain, *epochs], 10),
+    ):  # fmt: skip
+        cfg = load_config(file, [*opts, *more])
+        assert iterations == cfg.SOLVER.MAX_ITER and cfg.TEST.EVAL_PERIOD == 5
+        assert cfg.SOLVER.EPOCHS.MAX_ITER == 0.0
+    periods = ["SOLVER.EPOCHS.EVAL_PERIOD", "1.0", "TEST.EVAL_PERIOD", "2"]
+    assert load_config(file, [*opts, *periods]).TEST.EVAL_PERIOD == 2
+
+
+@given(st.integers(1, 10**6), st.integers(1, 400), st.integers(1, 64))
+def test_epochs_are_rounded_up_exactly(hundredths, images, batch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("d2_cityscapes.engine.setup._count_training_images", lambda cfg: images)
+        opts = ["SOLVER.IMS_PER_BATCH", str(batch)]
+        epochs = ["SOLVER.EPOCHS.MAX_ITER", f"{hundredths / 100:.2f}"]
+        iterations = load_config("", [*opts, *epochs]).SOLVER.MAX_ITER
+    assert (iterations - 1) * batch * 100 < hundredths * images <= iterations * batch * 100
+
+
+def test_epochs_need_the_training_set_only_where_they_act(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    opts = ["DATASETS.TRAIN", "('cityscapes_shards_train',)", "SOLVER.EPOCHS.MAX_ITER", "2.0"]
+    with pytest.raises(ShardError, match="set DETECTRON2_DATASETS"):
+        load_config("", opts)
+    assert load_config("", [*opts, "SOLVER.MAX_ITER", "5"]).SOLVER.MAX_ITER == 5
+    assert load_config("", opts, train=False).SOLVER.EPOCHS.MAX_ITER == 2.0
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.EPOCHS.MAX_ITER", "-1.0"], r"SOLVER.EPOCHS.MAX_ITER -1.0: use positive numbers"),
+        (["SOLVER.EPOCHS.MAX_ITER", "4"], r"EPOCHS.MAX_ITER; write it with a decimal point"),
+        (["SOLVER.EPOCHS.STEPS", "['a']"], r"SOLVER.EPOCHS.STEPS 'a': use positive numbers"),
+        (["SOLVER.EPOCHS.STEPS", "[1.0]", "SOLVER.IMS_PER_BATCH", "0"], r"IMS_PER_BATCH 0: "),
+        (["SOLVER.EPOCHS.STEPS", "[1.0]", "DATASETS.TRAIN", "()"], r"DATASETS.TRAIN is empty"),
+        (["SOLVER.EPOCHS.STEPS", "[1]", "DATASETS.TRAIN", "('x',)"], r"'x' is not registered"),
+    ],
+)
+def test_wrong_epochs(opts, message, training_set):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config("", [*training_set(10), *opts])
+    assert "\n" not in str(caught.value)
+
+
+def test_training_and_loader_agree_on_epochs(datasets):
+    """One epoch of a subset is as many iterations as its images last."""
+    opts = [
+        "DATASETS.TRAIN", "('cityscapes_shards_train',)", "SEED", "3", "SOLVER.IMS_PER_BATCH", "1",
+        "DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler", "DATALOADER.NUM_WORKERS", "0",
+        "DATALOADER.RANDOM_SUBSET_RATIO", "0.7", "SOLVER.EPOCHS.MAX_ITER", "1.0",
+    ]  # fmt: skip
+    cfg = load_config("", opts)
+    loader = build_train_loader(cfg, mapper=dict)
+    batches = iter(loader)
+    epochs = [{next(batches)[0]["file_name"] for _ in range(cfg.SOLVER.MAX_ITER)} for _ in range(2)]
+    assert len(epochs[0]) == cfg.SOLVER.MAX_ITER == 5 and epochs[0] == epochs[1]
 
 
 def _tested_on(dataset):

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 
+from d2_cityscapes.convert import torchvision_to_detectron2
+from d2_cityscapes.engine import stages as stages_room
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.engine.stages import StageError, plan_stages, run_stages, summary
+from d2_cityscapes.engine.stage_changes import StageChangedError
+from d2_cityscapes.engine.stages import (
+    StageError,
+    plan_stages,
+    run_stages,
+    stage_results,
+    summary,
+)
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import lock_folder
 from d2_cityscapes.modeling.anchor_clustering import read_anchors
 
 pytestmark = pytest.mark.usefixtures("datasets")
@@ -41,11 +53,28 @@ def test_stages_hand_on_weights_and_anchors(repository, tmp_path, tiny_opts, cap
     assert lines[0].startswith("stage 0: sem_seg mIoU")
     assert "segm AP50" in lines[2] and "cityscapes_shards_val_report, 4 images" in lines[2]
 
+    assert list(stage_results(plan)) == ["stage0", "stage1", "stage2"]
+    assert list(stage_results(plan[:2])) == ["stage0", "stage1"]
+    assert list(stage_results(plan[2:])) == ["stage0", "stage1", "stage2"]
+
+    # They are not trained again, wherever that runs, unless they would come out differently.
     before = {stage.number: stage.final_weights.stat().st_mtime_ns for stage in plan}
     capsys.readouterr()
-    run_stages(_plan(repository, tmp_path, opts, stages=[0, 1, 2]))
+    same = [*opts, "DATALOADER.NUM_WORKERS", "1", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    run_stages(_plan(repository, tmp_path, same, stages=[0, 1, 2]))
     assert capsys.readouterr().out.count("already done") == 3
     assert {s.number: s.final_weights.stat().st_mtime_ns for s in plan} == before
+    with pytest.raises(StageChangedError, match=r"stage0 .* SOLVER.MAX_ITER was 2, now 4"):
+        _plan(repository, tmp_path, [*opts, "SOLVER.MAX_ITER", "4"], stages=[0, 1, 2])
+    anchors = tmp_path / "anchors.json"
+    anchors.write_text(anchors.read_text().replace(f"{sizes[0]}", f"{sizes[0] + 1}"))
+    with pytest.raises(StageChangedError, match=r"stage2 .* MODEL.ANCHOR_GENERATOR.SIZES was"):
+        _plan(repository, tmp_path, opts, stages=[0, 1, 2])
+    anchors.unlink()
+    torch.save({"model": {}}, plan[1].final_weights)
+    with pytest.raises(StageChangedError, match=r"stage2 has begun with other weights"):
+        run_stages(_plan(repository, tmp_path, opts, stages=[2]))
+    assert read_anchors(anchors).anchors.sizes == sizes
 
 
 def test_a_stage_alone_needs_trained_weights(repository, tmp_path, tiny_opts):
@@ -81,3 +110,106 @@ def test_missed_expectations_stay_an_error_when_rerun(repository, tmp_path, tiny
     for _ in range(2):
         with pytest.raises(StageError, match=r"stage 0: .*expected sem_seg mIoU 99 \+- 0.5, found"):
             run_stages(_plan(repository, tmp_path, opts, stages=[0]))
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """(plan) -> None: `run_stages` up to the training of the first stage, which fails at once."""
+
+    def prepare(plan):
+        with monkeypatch.context() as patch:
+            patch.setattr(stages_room, "train_in_fresh_process", lambda *_: -9)
+            with pytest.raises(StageError, match=r"failed with signal 9.*same command resumes it"):
+                run_stages(plan)
+
+    return prepare
+
+
+@pytest.fixture
+def deeplab_dir(repository, tmp_path):
+    """A config folder whose stage 0 is a DeepLabv3, and whose stage 1 is the demo's."""
+    folder, configs = tmp_path / "configs", repository / "configs"
+    folder.mkdir()
+    (folder / "stage0.yaml").write_text(f"_BASE_: {configs / 'stage0.yaml'}\n")
+    (folder / "stage1.yaml").write_text(f"_BASE_: {configs / 'demo' / 'stage1.yaml'}\n")
+    return folder
+
+
+def _save_deeplab(path, seed):
+    """Weights of a semantic model around torchvision's ResNet-18, the depth of the demo."""
+    torch.manual_seed(seed)
+    body = torchvision.models.resnet18(weights=None).state_dict()
+    weights = {f"backbone.{name}": x for name, x in body.items() if not name.startswith("fc.")}
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"model": weights | {"classifier.4.weight": torch.zeros(19, 256, 1, 1)}}, path)
+    return torchvision_to_detectron2(weights).tensors
+
+
+def test_a_deeplab_hands_on_its_backbone(deeplab_dir, tmp_path, tiny_opts, prepared):
+    output = tmp_path / "out"
+    opts = [*tiny_opts, "SOLVER.MAX_ITER", "1", "TEST.NUM_PICTURES", "0"]
+
+    def plan():
+        return plan_stages(output, config_dir=deeplab_dir, stages=[1], opts=opts)
+
+    output.mkdir()
+    _save_deeplab(output / "stage0" / "model_final.pth", seed=1)
+    prepared(plan())
+    # stage 0 was trained again before stage 1 began
+    backbone = _save_deeplab(output / "stage0" / "model_final.pth", seed=2)
+    (stage,) = plan()
+    assert str(output / "stage0" / "backbone.pth") == stage.cfg.MODEL.WEIGHTS
+    run_stages([stage])
+    trained = _weights(stage.final_weights)
+    assert len(backbone) == 100
+    assert all(trained[name].equal(tensor) for name, tensor in backbone.items())
+
+    (output / "stage0" / "backbone.pth").unlink()
+    run_stages(plan())
+    assert _weights(output / "stage0" / "backbone.pth").keys() == backbone.keys()
+
+
+def test_a_semantic_fpn_is_handed_on_as_it_is(repository, tmp_path, tiny_opts):
+    _save_deeplab(tmp_path / "stage0" / "model_final.pth", seed=1)
+    (stage,) = _plan(repository, tmp_path, tiny_opts, stages=[1])
+    assert str(tmp_path / "stage0" / "model_final.pth") == stage.cfg.MODEL.WEIGHTS
+
+
+def test_anchors_are_fitted_again_until_their_first_stage_has_begun(
+    repository, tmp_path, tiny_opts, prepared
+):
+    (tmp_path / "stage1").mkdir()
+    torch.save({"model": {}}, tmp_path / "stage1" / "model_final.pth")
+    found = []
+    for edge, kept in (("64", False), ("128", False), ("128", True)):
+        if kept:
+            (tmp_path / "anchors.json").write_text("kept")
+        opts = [*tiny_opts, "INPUT.MIN_SIZE_TRAIN", f"({edge},)", "INPUT.MAX_SIZE_TRAIN", "512"]
+        two, three = _plan(repository, tmp_path, opts, stages=[2, 3])
+        assert (two.fits_anchors, three.fits_anchors) == (True, False)
+        if kept:  # stage 3 takes those of stage 2
+            torch.save({"model": {}}, three.output_dir.with_name("stage2") / "model_final.pth")
+            prepared([three])
+            assert (tmp_path / "anchors.json").read_text() == "kept"
+        else:
+            prepared([two])
+            found.append(read_anchors(tmp_path / "anchors.json").anchors.sizes)
+    assert [round(b / a, 1) for a, b in zip(*found, strict=True)] == [2.0] * 5
+
+
+def test_one_writer_at_a_time(repository, tmp_path, tiny_opts):
+    (stage,) = _plan(repository, tmp_path, tiny_opts, stages=[0])
+    with (
+        lock_folder(stage.output_dir),
+        pytest.raises(D2CityscapesError, match="stage0: another process is writing here"),
+    ):
+        run_stages([stage])
+
+
+def test_what_killed_writers_left_is_removed(repository, tmp_path, tiny_opts, prepared):
+    (stage,) = _plan(repository, tmp_path, tiny_opts, stages=[0])
+    stage.output_dir.mkdir()
+    left = stage.output_dir / ".model_final.pth.123.tmp"
+    left.write_bytes(b"half of it")
+    prepared([stage])
+    assert not left.exists()

@@ -86,9 +86,9 @@ def test_frozen_modules_stay_and_the_rest_moves(configure, tmp_path):
     assert moved == {"backbone", "proposal_generator", "roi_heads"}
 
 
-def test_random_frozen_weights_are_warned_of(configure, caplog):
+def test_random_frozen_weights_are_warned_of(configure, log):
     train(configure("demo/stage1.yaml", "SOLVER.MAX_ITER", "1"))
-    assert "RANDOM weights" in caplog.text
+    assert "RANDOM weights" in log.text
 
 
 def test_the_same_seed_gives_the_same_weights(configure, tmp_path):
@@ -152,20 +152,20 @@ def test_a_stop_leaves_no_trace(configure, tmp_path):
     assert saved["trainer"]["data"] == whole["trainer"]["data"] | {"position": 6}
 
 
-def test_a_checkpoint_without_a_position_goes_on_by_its_iteration(configure, caplog):
+def test_a_checkpoint_without_a_position_goes_on_by_its_iteration(configure, log):
     trainer = Trainer(configure("demo/stage0.yaml"))
     old = trainer.state_dict() | {"iteration": 4}
     del old["data"]
     trainer.load_state_dict(old)
     assert trainer.data_loader.state_dict() == {"seed": 1, "position": 10}
-    assert "going on at image 10" in caplog.text
+    assert "going on at image 10" in log.text
 
 
 def test_semantic_and_panoptic_models_are_scored_by_their_tasks(configure):
     train(configure("demo/stage0.yaml"))
     cfg = configure("demo/stage0.yaml")
     assert {r["task"] for r in _results(cfg)["results"]} == {"sem_seg"}
-    train(configure("demo/panoptic.yaml"))
+    train(configure("demo/stage4.yaml"))
     tasks = {r["task"] for r in _results(cfg)["results"]}
     assert tasks == {"bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg"}
 
@@ -210,7 +210,7 @@ def test_expected_results_that_cannot_be_met_are_refused_at_the_start(configure,
         configure("demo/stage0.yaml", "TEST.EXPECTED_RESULTS", f"[{entry}]")
 
 
-@pytest.mark.parametrize("config", ["demo/stage1.yaml", "demo/panoptic.yaml"])
+@pytest.mark.parametrize("config", ["demo/stage1.yaml", "demo/stage4.yaml"])
 def test_validation_losses_leave_no_trace(config, configure, tmp_path):
     """The losses of both kinds stand in metrics.json, and the weights are those of a run without.
 

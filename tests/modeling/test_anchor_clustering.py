@@ -27,7 +27,7 @@ def shapes_around(sizes, ratios, number=3000, spread=0.03, seed=0) -> np.ndarray
 def test_recovers_known_sizes_and_ratios():
     found = cluster_shapes(shapes_around(SIZES, RATIOS), 5, 3)
     np.testing.assert_allclose(found.sizes, SIZES, rtol=0.05)
-    np.testing.assert_allclose(found.aspect_ratios, RATIOS, rtol=0.05)
+    np.testing.assert_allclose(found.aspect_ratios, [RATIOS], rtol=0.05)
 
 
 def test_is_deterministic_and_independent_of_order():
@@ -40,8 +40,16 @@ def test_is_deterministic_and_independent_of_order():
 
 def test_ratio_is_height_over_width():
     tall = np.array([[10.0, 20.0], [11.0, 22.0]])  # people
-    assert cluster_shapes(tall, 1, 1).aspect_ratios == (2.0,)
+    assert cluster_shapes(tall, 1, 1).aspect_ratios == ((2.0,),)
     np.testing.assert_allclose(anchor_shapes([10], [4.0]), [[5, 20]])
+
+
+def test_ratios_of_each_size():
+    shapes = anchor_shapes([10, 20], [[1.0, 4.0], [0.25, 1.0]])
+    np.testing.assert_allclose(shapes, [[10, 10], [5, 20], [40, 10], [20, 20]])
+    for shared in ([1.0, 4.0], [[1.0, 4.0]], [[1.0, 4.0]] * 2):
+        expected = [[10, 10], [5, 20], [20, 20], [10, 40]]
+        np.testing.assert_allclose(anchor_shapes([10, 20], shared), expected)
 
 
 def test_anchor_shapes_equal_detectron2s():
@@ -95,3 +103,12 @@ def test_fits_better_than_the_default():
 def test_too_few_boxes(shapes, message):
     with pytest.raises(AnchorError, match=message):
         cluster_shapes(shapes, 5, 3)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_clusters_asked_for(number):
+    shapes = shapes_around(SIZES, RATIOS, number=100)
+    with pytest.raises(AnchorError, match=f"cannot form {number} clusters: set .*NUM_SIZES betw"):
+        cluster_shapes(shapes, number, 3)
+    with pytest.raises(AnchorError, match=f"cannot form {number} clusters: set .*NUM_RATIOS betw"):
+        cluster_shapes(shapes, 5, number)

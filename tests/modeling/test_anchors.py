@@ -6,11 +6,13 @@ import logging
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import BoxMode
 
+import d2_cityscapes as d2c
 from d2_cityscapes.modeling.anchor_clustering import (
     AnchorError,
     anchor_shapes,
@@ -21,21 +23,17 @@ from d2_cityscapes.modeling.anchors import (
     KMeansAnchorGenerator,
     fit_anchors,
     network_shapes,
+    resolve_anchors,
     short_edges,
 )
 from d2_cityscapes.modeling.build import build_model
 
-SIZES, RATIOS = (12.0, 30.0, 61.0, 119.0, 230.0), (0.55, 1.1, 2.3)
 
-
-def shapes_around(sizes, ratios, number=3000, spread=0.03, seed=0) -> np.ndarray:
+def shapes_around(sizes, ratios, number, seed=0) -> np.ndarray:
     """(number, 2) shapes scattered around the anchors."""
     rng = np.random.default_rng(seed)
     placed = anchor_shapes(sizes, ratios)
-    return placed[rng.integers(len(placed), size=number)] * rng.normal(1, spread, (number, 2))
-
-
-# --- clustering ---
+    return placed[rng.integers(len(placed), size=number)] * rng.normal(1, 0.03, (number, 2))
 
 
 # --- boxes as the network sees them ---
@@ -65,6 +63,12 @@ def set_resize(cfg, min_size, max_size, sampling="choice"):
 def test_network_shapes(tiny_cfg, min_size, max_size, expected):
     set_resize(tiny_cfg, min_size, max_size)
     np.testing.assert_allclose(network_shapes(tiny_cfg, [record((5, 5, 15, 25))]), expected)
+
+
+def test_a_fixed_size_scales_both_sides(tiny_cfg):
+    set_resize(tiny_cfg, (50,), 1000)
+    tiny_cfg.INPUT.FIXED_SIZE = [300, 100]  # (h, w) of images of 100 x 200
+    np.testing.assert_allclose(network_shapes(tiny_cfg, [record((5, 5, 15, 25))]), [[5, 60]])
 
 
 def test_network_shapes_follow_the_size_of_each_image(tiny_cfg):
@@ -124,19 +128,61 @@ def test_fit_writes_json_and_plot(cfg, dataset, tmp_path):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in path.parent.iterdir()) == ["anchors.json", "anchors.png"]
     np.testing.assert_allclose(found.anchors.sizes, (2.5, 5, 10, 20, 30), rtol=0.05)
-    np.testing.assert_allclose(found.anchors.aspect_ratios, (0.5, 1, 2), rtol=0.05)
+    np.testing.assert_allclose(found.anchors.aspect_ratios, [(0.5, 1, 2)], rtol=0.05)
     content = json.loads(path.read_text())
     assert content["datasets"] == [dataset]
     assert content["resize"] == {"min_size": [50], "max_size": 1000, "sampling": "choice"}
     assert content["num_boxes"] == 400
     assert "height / width" in content["convention"]
     assert content["quality"]["kmeans"]["recall_70"] > content["quality"]["default"]["recall_70"]
-    assert fit_anchors(cfg, path) == found
+    assert content["aspect_ratios"] == list(found.anchors.aspect_ratios[0])
+    assert content["method"] == "separate"
+    first = path.read_bytes()
+    assert fit_anchors(cfg, path) == found and path.read_bytes() == first
 
 
-def test_generator_uses_the_file(cfg, tmp_path):
+def test_a_joint_fit_has_ratios_for_each_level(cfg, tmp_path):
     path = tmp_path / "anchors.json"
+    separate = fit_anchors(cfg, path)
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = "joint"
+    joint = fit_anchors(cfg, path)
+    assert read_anchors(path) == joint
+    content, first = json.loads(path.read_text()), path.read_bytes()
+    assert [len(ratios) for ratios in content["aspect_ratios"]] == [3] * 5
+    assert content["method"] == "joint"
+    assert list(content["quality"]) == ["kmeans", "separate", "default"]
+    assert joint.quality["separate"] == separate.quality["kmeans"]
+    assert joint.quality["kmeans"].mean_best_iou > separate.quality["kmeans"].mean_best_iou
+    fit_anchors(cfg, path)
+    assert path.read_bytes() == first
+
+
+def test_methods_and_numbers_that_cannot_be(cfg, tmp_path):
+    kmeans = cfg.MODEL.ANCHOR_GENERATOR.KMEANS
+    kmeans.METHOD = "both"
+    with pytest.raises(AnchorError, match=r"METHOD 'both': it is one of separate, joint"):
+        fit_anchors(cfg, tmp_path / "anchors.json")
+    kmeans.METHOD, kmeans.NUM_SIZES = "joint", 4
+    with pytest.raises(AnchorError, match=r"NUM_SIZES 4: .* each of the 5 feature levels"):
+        fit_anchors(cfg, tmp_path / "anchors.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_earlier_versions_are_read(cfg, tmp_path):
+    path = tmp_path / "anchors.json"
+    found = fit_anchors(cfg, path)
+    content = json.loads(path.read_text())
+    del content["method"]
+    path.write_text(json.dumps(content))
+    assert read_anchors(path) == found
+
+
+@pytest.mark.parametrize("method", ["separate", "joint"])
+def test_generator_uses_the_file(cfg, tmp_path, method):
+    path = tmp_path / "anchors.json"
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = method
     anchors = fit_anchors(cfg, path).anchors
+    ratios = np.broadcast_to(anchors.aspect_ratios, (5, 3))
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(path)
     cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
     generator = build_anchor_generator(cfg, levels(5))
@@ -149,7 +195,7 @@ def test_generator_uses_the_file(cfg, tmp_path):
             sides.prod(dim=1).sqrt(), torch.full((3,), anchors.sizes[level]), rtol=1e-4, atol=1e-4
         )
         torch.testing.assert_close(
-            sides[:, 1] / sides[:, 0], torch.tensor(anchors.aspect_ratios), rtol=1e-4, atol=1e-4
+            sides[:, 1] / sides[:, 0], torch.tensor(ratios[level]).float(), rtol=1e-4, atol=1e-4
         )
         centre = boxes.get_centers()[0]
         torch.testing.assert_close(centre, torch.full((2,), 0.5 * 4 * 2**level))
@@ -165,14 +211,77 @@ def test_without_a_source_it_is_stock(cfg):
         assert torch.equal(a.tensor, b.tensor)
 
 
-def test_weights_of_an_rpn_with_other_anchors_load(cfg, tmp_path):
+@pytest.mark.parametrize("method", ["separate", "joint"])
+def test_weights_of_a_stock_rpn_load(cfg, tmp_path, method):
+    """They fit whatever the anchors, and say nothing about theirs."""
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
     stock = build_model(cfg)
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "KMeansAnchorGenerator"
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = method
     fit_anchors(cfg, tmp_path / "anchors.json")
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(tmp_path / "anchors.json")
+    build_model(cfg).load_state_dict(stock.state_dict(), strict=True)
+
+
+# --- anchors that travel ---
+
+
+def test_a_resolved_config_needs_no_file(cfg, tmp_path):
+    path = tmp_path / "anchors.json"
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = "joint"
+    anchors = fit_anchors(cfg, path).anchors
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(path)
+    from_file = build_model(cfg).proposal_generator.anchor_generator
+    cfg.freeze()
+    before = cfg.clone()
+    resolved = resolve_anchors(cfg)
+    assert cfg == before
+    assert resolved.is_frozen()
+    path.unlink()
+    again = d2c.get_cfg()
+    again.merge_from_other_cfg(CfgNode.load_cfg(resolved.dump()))
+    generator = again.MODEL.ANCHOR_GENERATOR
+    assert generator.KMEANS.SOURCE == ""
+    sizes, ratios = generator.SIZES, generator.ASPECT_RATIOS
+    assert sizes == [[size] for size in anchors.sizes]
+    assert ratios == [list(level) for level in anchors.aspect_ratios]
+    for name in ("KMeansAnchorGenerator", "DefaultAnchorGenerator"):
+        generator.NAME = name
+        from_config = build_anchor_generator(again, levels(5))
+        for a, b in zip(from_file.cell_anchors, from_config.cell_anchors, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_has_nothing_to_resolve_stays(cfg, caplog):
+    assert resolve_anchors(cfg) is cfg
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = "none.json"
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
+    assert resolve_anchors(cfg) is cfg
+    assert "SOURCE none.json: DefaultAnchorGenerator does not read it" in caplog.text
+
+
+def test_anchors_travel_with_the_weights(cfg):
     model = build_model(cfg)
-    model.load_state_dict(stock.state_dict(), strict=True)
-    sizes = [cell[1].prod() for cell in model.proposal_generator.anchor_generator.cell_anchors]
-    assert len(sizes) == 5
+    weights = model.state_dict()
+    build_model(cfg).load_state_dict(weights)
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0001]]
+    with pytest.raises(AnchorError) as caught:
+        build_model(cfg).load_state_dict(weights)
+    message = str(caught.value)
+    assert "\n" not in message and "config.yaml" in message
+    assert "SIZES [[8], [16], [32], [64], [128]] ASPECT_RATIOS [[0.5, 1, 2]], but" in message
+    assert (
+        "the model has SIZES [[8], [16], [32], [64], [128]] ASPECT_RATIOS [[0.5, 1, 2.0001]]"
+        in (message)
+    )
+
+
+def test_a_generator_of_other_levels_is_another(cfg):
+    ours = build_anchor_generator(cfg, levels(5))
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8, 16]]
+    for number in (2, 5):
+        with pytest.raises(AnchorError, match=r"SIZES \[\[8, 16\]\]"):
+            build_anchor_generator(cfg, levels(number)).load_state_dict(ours.state_dict())
 
 
 def test_wrong_number_of_levels(cfg, tmp_path):
@@ -211,6 +320,10 @@ def test_missing_file(cfg, tmp_path):
         ({"aspect_ratios": "wide"}, "not an anchor file"),
         ({"num_boxes": None}, "not an anchor file"),
         ({"quality": {"kmeans": {"recall": 1}}}, "not an anchor file"),
+        ({"aspect_ratios": []}, "expected positive numbers"),
+        ({"aspect_ratios": [[1.0]] * 4}, "aspect_ratios of 4 levels for 5 sizes"),
+        ({"aspect_ratios": [[1.0]] * 4 + [[1.0, 2.0]]}, "aspect_ratios of 5 levels"),
+        ({"aspect_ratios": [[1.0], 2.0]}, "not an anchor file"),
     ],
 )
 def test_malformed_file(cfg, tmp_path, content, message):

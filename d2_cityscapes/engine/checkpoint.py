@@ -1,0 +1,286 @@
+"""Loading weights with a report of what fitted, and refusing what cannot be meant."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import logging
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from torch import Tensor, nn
+
+from d2_cityscapes.engine.load_report import LoadReport, shortened
+from d2_cityscapes.engine.saving import save_checkpoint, tag_checkpoint
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.modeling.anchor_clustering import AnchorError
+from d2_cityscapes.modeling.anchor_record import (
+    REMEDY,
+    anchor_difference,
+    describe_record,
+    find_records,
+    record_of_cells,
+)
+from d2_cityscapes.modeling.anchors import KMeansAnchorGenerator
+
+__all__ = ["CheckpointError", "Checkpointer"]
+
+logger = logging.getLogger(__name__)
+
+_BACKBONE = "backbone."
+_COUNTER = ".num_batches_tracked"  # of batch norms: no weight, and often left out of files
+_TORCHVISION = "layer1.0.conv1.weight"  # a name of torchvision's; Detectron2 has res2.0 there
+
+
+class CheckpointError(D2CityscapesError):
+    """Weights that cannot be read, or that do not fit the model."""
+
+
+class Checkpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that says what it loaded, and does not load half a model.
+
+    `load` is for models that are used as they are: everything has to be in the file. So it has when
+    `resume_or_load` resumes, together with the states of ``checkpointables``. Where that begins a
+    training from weights, parts may be missing, which is how a stage takes over from the one before
+    it; but not most of the backbone, nor what nothing would ever train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        exclude: Sequence[str] = (),
+        trained: Iterable[nn.Parameter] | None = None,
+        **checkpointables: Any,
+    ):
+        """
+        Args:
+            model: a model, data-parallel or not.
+            save_dir: folder of checkpoints.
+            exclude: cfg.MODEL.WEIGHTS_EXCLUDE, for weights that a training begins from.
+            trained: what the training moves at some time; None for all that requires gradients.
+            checkpointables: as in `DetectionCheckpointer`.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self._exclude = tuple(exclude)
+        if trained is None:
+            trained = (p for p in self.model.parameters() if p.requires_grad)
+        self._trained = {id(parameter) for parameter in trained}
+        self._path = ""  # of the file that is being loaded, for messages
+        self._purpose = "use"  # or "start" or "resume" a training
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As `DetectionCheckpointer`, with the demands on the file that the class describes."""
+        self._purpose = "resume" if resume and self.has_checkpoint() else "start"
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._purpose = "use"
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file, log what fitted, and check that it is enough.
+
+        Raises:
+            CheckpointError: unreadable, of another architecture, incomplete, or an exclude pattern
+                that matches nothing.
+            AnchorError: trained with other anchors.
+        """
+        self._path = path
+        if path:
+            self._check_file()
+        return super().load(path, *args, **kwargs)
+
+    def save(self, name: str, **extra: Any) -> None:
+        save_checkpoint(self, name, **extra)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        tag_checkpoint(self, last_filename_basename)
+
+    def _check_file(self) -> None:
+        try:
+            local = self.path_manager.get_local_path(self._path.partition("?")[0])
+        except OSError as error:
+            raise CheckpointError(f"{self._path}: cannot be fetched ({error})") from error
+        if not os.path.isfile(local):
+            resumes = self._purpose == "resume"
+            named = f", though {self.save_dir}/last_checkpoint names it" if resumes else ""
+            raise CheckpointError(f"{self._path}: no such file{named}")
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            checkpoint = super()._load_file(filename)
+        except Exception as error:  # a damaged file may fail in any way
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
+            raise CheckpointError(f"{self._path}: cannot be read as weights ({reason})") from error
+        weights = checkpoint["model"]
+        if not isinstance(weights, dict):
+            raise CheckpointError(f"{self._path}: holds a {type(weights).__name__}, not weights")
+        other = [str(name) for name, x in weights.items() if not isinstance(x, Tensor | np.ndarray)]
+        if other:
+            raise CheckpointError(
+                f"{self._path}: neither a state dict nor one under the key 'model'; it holds "
+                f"{shortened(other)}"
+            )
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        weights = checkpoint["model"]
+        torchvision = any(name.endswith(_TORCHVISION) for name in weights)
+        if self._purpose == "resume":
+            self._check_states(checkpoint)
+        self._judge_anchors(weights)
+        state = self.model.state_dict()
+        excluded = self._excluded(state) if self._purpose == "start" else []
+        before = {name: state[name].clone() for name in excluded}
+        incompatible = super()._load_model(checkpoint)
+        for name, tensor in before.items():
+            state[name].copy_(tensor)
+        report = _make_report(state, excluded, incompatible)
+        self._log(report)
+        self._check_architecture(report, state, torchvision)
+        self._check_complete(report)
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        """The report has said it."""
+
+    def _check_states(self, checkpoint: Mapping[str, Any]) -> None:
+        lacking = [name for name in self.checkpointables if name not in checkpoint]
+        if lacking:
+            raise CheckpointError(
+                f"{self._path}: cannot be resumed from, as it has weights but no state of "
+                f"{', '.join(lacking)}: give it as MODEL.WEIGHTS, with a new OUTPUT_DIR"
+            )
+
+    def _judge_anchors(self, weights: dict[str, Any]) -> None:
+        """Take the anchor records out of the weights, and hold them against the model's anchors."""
+        records = {}
+        for name in find_records(weights):
+            module = name.removeprefix("module.").rpartition(".")[0]
+            records[module] = torch.as_tensor(weights.pop(name))
+        for module, generator in self.model.named_modules():
+            if not isinstance(generator, DefaultAnchorGenerator):
+                continue
+            if module in records:
+                self._judge_record(records[module], generator)
+            elif self._purpose == "use" and isinstance(generator, KMeansAnchorGenerator):
+                logger.warning(
+                    "%s does not tell the anchors that it was trained with; the model has %s",
+                    self._path,
+                    describe_record(record_of_cells(generator.cell_anchors)),
+                )
+
+    def _judge_record(self, record: Tensor, generator: DefaultAnchorGenerator) -> None:
+        difference = anchor_difference(record, generator.cell_anchors)
+        if difference and self._purpose == "start":
+            logger.warning("%s: %s, which it learns from here on", self._path, difference)
+        elif difference:
+            raise AnchorError(f"{self._path}: {difference}; {REMEDY}")
+
+    def _excluded(self, state: Mapping[str, Tensor]) -> list[str]:
+        found: set[str] = set()
+        for pattern in self._exclude:
+            matches = fnmatch.filter(state, pattern)
+            if not matches:
+                near = difflib.get_close_matches(pattern.strip("*."), state, n=3, cutoff=0.4)
+                hint = f"; nearest: {', '.join(near)}" if near else ""
+                raise CheckpointError(
+                    f"MODEL.WEIGHTS_EXCLUDE: {pattern!r} matches no parameter or buffer{hint}"
+                )
+            found.update(matches)
+        return [name for name in state if name in found]
+
+    def _log(self, report: LoadReport) -> None:
+        logger.info("%s: %s", self._path, report.summary())
+        lines = (
+            (logging.INFO, "kept out by MODEL.WEIGHTS_EXCLUDE", report.excluded),
+            (
+                logging.WARNING,
+                "not loaded, so as initialised (random)",
+                (*report.skipped, *report.missing),
+            ),
+            (logging.WARNING, "in the file, but not in the model", report.unused),
+        )
+        for level, what, names in lines:
+            if names:
+                logger.log(level, "%s: %s", what, report.modules(names))
+
+    def _check_architecture(
+        self, report: LoadReport, state: Mapping[str, Tensor], torchvision: bool
+    ) -> None:
+        """Refuse weights that fit less than half of the backbone, or model where it has none."""
+        asked = {*report.loaded, *report.skipped, *report.missing}
+        asked = {name for name in asked if name.startswith(_BACKBONE)} or asked
+        total = sum(state[name].numel() for name in asked)
+        fitting = sum(state[name].numel() for name in asked.intersection(report.loaded))
+        if 2 * fitting >= total:
+            return
+        hint = ""
+        if torchvision:
+            hint = "; torchvision's layout: run tools/convert_weights.py torchvision-deeplab first"
+        part = "backbone" if any(name.startswith(_BACKBONE) for name in asked) else "model"
+        raise CheckpointError(
+            f"{self._path}: weights of another architecture, which fit {fitting / total:.0%} of "
+            f"the {part}{hint}"
+        )
+
+    def _check_complete(self, report: LoadReport) -> None:
+        lost = report.initialised
+        if self._purpose == "start":
+            never_trained = self._never_trained()
+            lost = tuple(name for name in lost if name in never_trained)
+            why = (
+                "nothing would ever train: give weights that have it, or let it train "
+                "(MODEL.FREEZE, MODEL.BACKBONE.FREEZE_AT, norms other than FrozenBN)"
+            )
+        elif self._purpose == "resume":
+            why = "the model has: resume with the config.yaml of that training"
+        else:
+            why = "the model has: give complete weights, and the config.yaml of their training"
+        if lost:
+            raise CheckpointError(
+                f"{self._path}: {report.summary()}; without {report.modules(lost)}, which {why}"
+            )
+        if self._purpose == "resume" and report.unused:
+            raise CheckpointError(
+                f"{self._path}: has {report.modules(report.unused)}, which the model lacks: resume "
+                "with the config.yaml of that training"
+            )
+
+    def _never_trained(self) -> set[str]:
+        """Names of what the optimizer leaves alone, with the statistics of such norms."""
+        names = set()
+        for module, layer in self.model.named_modules():
+            own = dict(layer.named_parameters(module, recurse=False))
+            fixed = {name for name, tensor in own.items() if id(tensor) not in self._trained}
+            names |= fixed
+            if len(fixed) == len(own):  # none at all in FrozenBatchNorm2d
+                names.update(name for name, _ in layer.named_buffers(module, recurse=False))
+        return names
+
+
+def _make_report(state: Mapping[str, Tensor], excluded: Sequence[str], incompatible) -> LoadReport:
+    """From what fvcore found incompatible, whose missing keys contain those of other shapes."""
+    records, out = find_records(state), set(excluded)
+    names = [name for name in state if not name.endswith(_COUNTER) and name not in records]
+    skipped = {
+        name: (tuple(file), tuple(model))
+        for name, file, model in incompatible.incorrect_shapes
+        if name not in out
+    }
+    missing = set(incompatible.missing_keys).difference(out, skipped)
+    absent = {*missing, *skipped, *out}
+    return LoadReport(
+        loaded=tuple(name for name in names if name not in absent),
+        skipped=skipped,
+        missing=tuple(name for name in names if name in missing),
+        excluded=tuple(name for name in names if name in out),
+        unused=tuple(n for n in incompatible.unexpected_keys if not n.endswith(_COUNTER)),
+    )

@@ -1,0 +1,72 @@
+"""What became of the tensors of a model when weights were loaded into it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["LoadReport", "shortened"]
+
+_SHOWN = 10  # names in one line
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Names as in the state dict of the model; every tensor of it stands in one of the first four.
+
+    Attributes:
+        loaded: taken from the file.
+        skipped: name -> (shape in the file, shape in the model), where the two differ.
+        missing: in the model only.
+        excluded: kept out on request, whether the file has them or not.
+        unused: in the file only.
+    """
+
+    loaded: tuple[str, ...]
+    skipped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    missing: tuple[str, ...]
+    excluded: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def initialised(self) -> tuple[str, ...]:
+        """What stays as the model was built: random, but for norms and the like."""
+        return (*self.skipped, *self.missing, *self.excluded)
+
+    def summary(self) -> str:
+        """E.g. "loaded 4 of 6 tensors; skipped 2: fc.weight (81, 1024) vs (9, 1024), ..."."""
+        text = f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.initialised)} tensors"
+        if self.skipped:
+            shapes = [f"{name} {file} vs {model}" for name, (file, model) in self.skipped.items()]
+            text += f"; skipped {len(self.skipped)}: {shortened(shapes)}"
+        return text
+
+    def modules(self, names: Collection[str]) -> str:
+        """Some of the names in short, e.g. "roi_heads.mask_head (10 tensors), ...".
+
+        A group is the outermost module of model and file that holds nothing but these names.
+        """
+        others = {*self.loaded, *self.initialised, *self.unused}.difference(names)
+        mixed = {parent for name in others for parent in _parents(name)}
+        groups = Counter(
+            next((parent for parent in _parents(name) if parent not in mixed), name)
+            for name in names
+        )
+        return shortened([f"{group} ({_tensors(number)})" for group, number in groups.items()])
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _tensors(number: int) -> str:
+    return f"{number} tensor{'s' if number > 1 else ''}"
+
+
+def _parents(name: str) -> Iterator[str]:
+    """Names of the modules around a tensor, outermost first."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))

@@ -1,0 +1,47 @@
+"""Checkpoints that a kill at any moment leaves whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import DefaultTrainer
+from fvcore.common.checkpoint import Checkpointer
+
+from d2_cityscapes.files import open_atomically, write_atomically
+
+__all__ = ["FINAL", "complete_final_weights", "save_checkpoint", "tag_checkpoint"]
+
+FINAL = "model_final"  # name of Detectron2's last checkpoint
+
+
+def save_checkpoint(checkpointer: Checkpointer, name: str, **extra: Any) -> None:
+    """What fvcore's ``Checkpointer.save`` does, with a file that is whole or not there.
+
+    fvcore writes into the file itself: killed at the end of a training, it would leave half of
+    model_final.pth beside a complete checkpoint, which nothing would ever write again.
+    """
+    if not checkpointer.save_dir or not checkpointer.save_to_disk:
+        return
+    states = {key: part.state_dict() for key, part in checkpointer.checkpointables.items()}
+    path = Path(checkpointer.save_dir) / f"{name}.pth"
+    checkpointer.logger.info("Saving checkpoint to %s", path)
+    with open_atomically(path) as file:
+        torch.save({"model": checkpointer.model.state_dict(), **states, **extra}, file)
+    checkpointer.tag_last_checkpoint(path.name)
+
+
+def tag_checkpoint(checkpointer: Checkpointer, name: str) -> None:
+    """Name the file to resume from, in place of ``Checkpointer.tag_last_checkpoint``."""
+    write_atomically(Path(checkpointer.save_dir) / "last_checkpoint", [name.encode()])
+
+
+def complete_final_weights(trainer: DefaultTrainer) -> None:
+    """Write the final weights of a run that was killed between its last two checkpoints.
+
+    Detectron2 writes them after the last step only, which such a run has behind it when it resumes.
+    """
+    path = Path(trainer.cfg.OUTPUT_DIR) / f"{FINAL}.pth"
+    if trainer.start_iter >= trainer.max_iter and not path.is_file():
+        trainer.checkpointer.save(FINAL, iteration=trainer.iter)

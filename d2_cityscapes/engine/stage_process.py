@@ -1,0 +1,71 @@
+"""A training in a process of its own, which ends with the process that started it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+from d2_cityscapes.cli import run
+
+__all__ = ["train_in_fresh_process"]
+
+
+def train_in_fresh_process(config_file: Path, opts: Sequence[str]) -> int:
+    """Train what `tools/train_net.py --resume` would, and return the exit code.
+
+    The process ends with this one, whether that is killed, interrupted by Ctrl-C or fails.
+    """
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_train, args=(config_file, opts))
+    try:
+        with _without_ctrl_c():
+            process.start()
+        process.join()
+    finally:
+        if process.pid:  # it has started
+            process.kill()
+            process.join()
+    return process.exitcode or 0
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """A process that starts in this block never sees Ctrl-C; for this one it waits for the end.
+
+    A terminal sends it to both, and this one's answer is enough.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it in the block would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _train(config_file: Path, opts: Sequence[str]) -> None:
+    from d2_cityscapes.engine.trainer import setup, train
+
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    args = argparse.Namespace(config_file=str(config_file), opts=list(opts), eval_only=False)
+
+    def main() -> None:
+        train(setup(args), resume=True)
+
+    run(main)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
