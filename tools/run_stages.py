@@ -1,14 +1,27 @@
 #!/usr/bin/env python
 """Train the stages of the recipe in sequence, each from the final weights of the one before.
 
-Writes stage0/ ... stage3/ (config, metrics, checkpoints, results.json, pictures), anchors.json,
-and of the last stage results.json, with loss_curves.png and report.html. Safe to interrupt: the
-same command skips finished stages and resumes the one that was interrupted.
+The output folder receives
+  stage0/, stage1/ ...  config, metrics, checkpoints, results.json and pictures of each
+  anchors.json, .png    the k-means anchors of the stages that ask for them
+  table5.md, .json      the stages side by side, by boxes and by masks, and the AP of each class
+  results.json          of the last stage
+  loss_curves.png, report.html
+A stage 0 that is a DeepLabv3 hands on its backbone, as stage0/backbone.pth.
+
+Safe to interrupt or kill at any moment: the same command skips finished stages and resumes the one
+that was interrupted; with SEED set, the weights are those of a run without the stop. A stage that
+has begun refuses other settings than it began with.
+
+examples:
+  python tools/run_stages.py --output-dir output SEED 1
+  python tools/run_stages.py --output-dir output --stages 0 1 2 3 4
+  python tools/run_stages.py --output-dir output --stages 2 3 SOLVER.IMS_PER_BATCH 2
+  python tools/run_stages.py --output-dir output --stages 1 2 3 MODEL.WEIGHTS backbone.pth
 """
 
 import argparse
 import itertools
-import shutil
 from pathlib import Path
 
 from d2_cityscapes.cli import HelpFormatter, run
@@ -20,9 +33,19 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the whole run")
-    parser.add_argument("--stages", nargs="+", default=["0", "1", "2", "3"], help="which ones")
     parser.add_argument(
-        "--config-dir", type=Path, default=CONFIGS, help="folder with stage0.yaml ... stage3.yaml"
+        "--stages",
+        nargs="+",
+        default=["0", "1", "2", "3"],
+        metavar="N",
+        help="which ones; the first begins with the weights of an earlier run in the same folder, "
+        "or with MODEL.WEIGHTS; 4 adds the semantic head and fusion, for panoptic segmentation",
+    )
+    parser.add_argument(
+        "--config-dir",
+        type=Path,
+        default=CONFIGS,
+        help="folder with stage0.yaml, stage1.yaml, ...",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for every stage")
     args = parser.parse_args()
@@ -38,19 +61,23 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_detectron2()
-    from d2_cityscapes.engine.stages import plan_stages, run_stages, summary
+    from d2_cityscapes.engine.stages import plan_stages, run_stages, stage_results, summary
     from d2_cityscapes.evaluation.curves import draw_loss_curves
     from d2_cityscapes.evaluation.report import find_runs, write_report
+    from d2_cityscapes.evaluation.stage_table import write_stage_tables
+    from d2_cityscapes.files import write_atomically
 
     plan = plan_stages(
         args.output_dir, config_dir=args.config_dir, stages=args.stages, opts=args.opts
     )
     run_stages(plan)
-    shutil.copyfile(plan[-1].results, args.output_dir / "results.json")
+    write_atomically(args.output_dir / "results.json", [plan[-1].results.read_bytes()])
     curves = {run.name: run.metrics for run in find_runs(args.output_dir) if run.metrics.is_file()}
     draw_loss_curves(curves, args.output_dir / "loss_curves.png")
+    tables = write_stage_tables(stage_results(plan), args.output_dir / "table5")
     report = write_report(args.output_dir)
-    print(*summary(plan), sep="\n")
+    print(*(f"\n{table.text()}" for table in tables), "", *summary(plan), sep="\n")
+    print(f"tables:   {args.output_dir / 'table5.md'}")
     print(f"pictures: {plan[-1].output_dir / 'pictures'}")
     print(f"report:   {report}")
 

@@ -76,17 +76,21 @@ def read_coco_panoptic(
     groups: bool,
     categories: Mapping[int, LabelClass] | None = None,
     table: LabelTable = CITYSCAPES,
+    merge: bool = False,
 ) -> tuple[dict[str, CocoPng], dict[int, LabelClass]]:
-    """The images of a COCO panoptic JSON, whose PNGs lie in the folder of the same name.
+    """The images of a COCO panoptic JSON, whose PNGs lie in the folder of the same name, or, where
+    there is none, beside it, as in Mapillary Vistas.
 
     Args:
-        json_path: NAME.json, beside the folder NAME.
+        json_path: NAME.json, beside the folder NAME or the PNGs.
         groups: whether ``iscrowd`` counts, as in the truth. The official tools do not look at it in
             a prediction: every segment is one.
         categories: category id -> class, where the JSON has no categories of its own; None for
             label ids.
         table: the classes. Categories are recognised by name, so their ids may be label ids or
             train ids.
+        merge: make several segments of a stuff class, or several groups of a thing class, in an
+            image one, and do not refuse them.
 
     Returns:
         ``image_id`` -> its map; category id -> class.
@@ -98,7 +102,11 @@ def read_coco_panoptic(
     """
     folder = json_path.with_suffix("")
     if not folder.is_dir():
-        raise PanopticFileError(f"{json_path}: no folder {folder.name}/ with its PNGs beside it")
+        if not any(json_path.parent.glob("*.png")):
+            raise PanopticFileError(
+                f"{json_path}: no folder {folder.name}/ with its PNGs beside it"
+            )
+        folder = json_path.parent
     try:
         document = json.loads(json_path.read_text())
         if "categories" in document:
@@ -111,7 +119,7 @@ def read_coco_panoptic(
             if image_id in maps:
                 raise PanopticFileError(f"image {image_id} is listed twice")
             try:
-                encoded = _encode(annotation["segments_info"], categories, groups)
+                encoded = _encode(annotation["segments_info"], categories, groups, merge)
             except PanopticFileError as error:
                 raise PanopticFileError(f"image {image_id}: {error}") from error
             maps[image_id] = CocoPng(
@@ -139,7 +147,10 @@ def _read_categories(entries: list[dict[str, Any]], table: LabelTable) -> dict[i
 
 
 def _encode(
-    segments_info: list[dict[str, Any]], categories: Mapping[int, LabelClass], groups: bool
+    segments_info: list[dict[str, Any]],
+    categories: Mapping[int, LabelClass],
+    groups: bool,
+    merge: bool,
 ) -> dict[int, int]:
     """Segment id -> instance id, in ascending order of segment id, from 0 -> 0 for void on."""
     encoded = {0: 0}
@@ -156,7 +167,7 @@ def _encode(
         group = c.is_thing and groups and segment.get("iscrowd", 0) == 1
         kind = f"group region of {c.name}" if group else c.name
         limit = INSTANCE_DIVISOR if c.is_thing and not group else 1
-        number = numbers[kind]
+        number = 0 if merge and limit == 1 else numbers[kind]
         numbers[kind] += 1
         if number >= limit:
             raise PanopticFileError(

@@ -7,21 +7,24 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
 
-__all__ = ["draw_loss_curves", "loss_curves_png", "read_losses"]
+__all__ = ["draw_loss_curves", "draw_losses", "loss_curves_png", "read_losses"]
 
 _TOTAL = "total_loss"
+_VALIDATION = "val/"  # before the name of a training loss
 
 
 def read_losses(path: str | Path) -> dict[str, dict[int, float]]:
     """Loss name -> iteration -> value, "total_loss" first.
 
-    Lines without losses (evaluations) and a last line cut short are skipped. Where a resumed run
-    logged an iteration again, the later line counts.
+    Losses on validation images have "val/" before their names. Lines without losses (evaluations)
+    and a line cut short are skipped. What follows an iteration that a resumed run logged again was
+    lost with the stop, and does not count.
 
     Args:
         path: a metrics.json, one JSON object a line.
@@ -39,11 +42,15 @@ def read_losses(path: str | Path) -> dict[str, dict[int, float]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(entry, dict) or _TOTAL not in entry or "iteration" not in entry:
+        if not isinstance(entry, dict) or "iteration" not in entry:
             continue
+        iteration = entry["iteration"]
         for name, value in entry.items():
-            if name == _TOTAL or name.startswith("loss"):
-                losses.setdefault(name, {})[entry["iteration"]] = value
+            if name.removeprefix(_VALIDATION).startswith((_TOTAL, "loss")):
+                values = losses.setdefault(name, {})
+                while values and next(reversed(values)) >= iteration:
+                    values.popitem()
+                values[iteration] = value
     return {name: values for name, values in losses.items() if values}
 
 
@@ -73,26 +80,45 @@ def loss_curves_png(runs: Mapping[str, str | Path]) -> bytes:
     figure = Figure(figsize=(6.4 * columns, 3.6 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, losses) in zip(axes, curves.items(), strict=False):
-        for loss, values in losses.items():
-            iterations = sorted(values)
-            total = loss == _TOTAL
-            axis.plot(
-                iterations,
-                [values[i] for i in iterations],
-                label="total" if total else loss.removeprefix("loss_"),
-                color="black" if total else None,
-                linewidth=2.0 if total else 1.1,
-                marker="o" if len(iterations) == 1 else None,
-            )
+        draw_losses(axis, losses)
         axis.set_title(name, loc="left", fontweight="bold")
-        axis.set_xlabel("iteration")
-        axis.set_ylabel("loss")
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False)
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def draw_losses(axis: Axes, losses: Mapping[str, Mapping[int, float]]) -> None:
+    """Draw a line for each loss, and in the same colour a dashed one for its validation.
+
+    Args:
+        axis: where to draw.
+        losses: from `read_losses`.
+    """
+    names = dict.fromkeys(name.removeprefix(_VALIDATION) for name in losses)
+    parts = [name for name in names if name != _TOTAL]
+    colors = {_TOTAL: "black"} | {name: f"C{number}" for number, name in enumerate(parts)}
+    for name in names:
+        total = name == _TOTAL
+        for logged, style in ((name, "solid"), (_VALIDATION + name, "dashed")):
+            values = losses.get(logged, {})
+            if not values:
+                continue
+            iterations = sorted(values)
+            label = "total" if total else name.removeprefix("loss_")
+            axis.plot(
+                iterations,
+                [values[i] for i in iterations],
+                label=label + (", validation" if logged != name else ""),
+                color=colors[name],
+                linestyle=style,
+                linewidth=2.0 if total else 1.1,
+                marker="o" if len(iterations) == 1 else None,
+            )
+    axis.set_xlabel("iteration")
+    axis.set_ylabel("loss")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)

@@ -13,6 +13,7 @@ import torch
 
 from d2_cityscapes.evaluation.map_scores import InvalidMapError
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
+from d2_cityscapes.modeling.fusion import best_classes
 
 __all__ = ["ids_of_detections", "ids_of_panoptic", "ids_of_train_ids", "train_ids_of_sem_seg"]
 
@@ -96,13 +97,7 @@ def train_ids_of_sem_seg(sem_seg: torch.Tensor, table: LabelTable = CITYSCAPES) 
         raise InvalidMapError(
             f"scores are {tuple(sem_seg.shape)}, expected {len(table.classes)} classes"
         )
-    # A running maximum: on the CPU, argmax over the first dimension takes five times as long.
-    best = sem_seg[0].clone()
-    train_ids = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-    for train_id, scores in enumerate(sem_seg[1:], start=1):
-        train_ids.masked_fill_(scores > best, train_id)
-        torch.maximum(best, scores, out=best)
-    return train_ids.cpu().numpy()
+    return best_classes(sem_seg).cpu().numpy()
 
 
 def _encode(c: LabelClass, number: int) -> int:

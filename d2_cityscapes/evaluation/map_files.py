@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.png import IDS, read_png
 
 __all__ = ["IdMapFile", "IdsPng", "PanopticFileError", "ShardRow"]
@@ -56,6 +57,7 @@ class ShardRow:
 
     path: Path
     row: int
+    table: LabelTable = CITYSCAPES
 
     @property
     def where(self) -> str:
@@ -64,4 +66,4 @@ class ShardRow:
     def read(self) -> np.ndarray:
         from d2_cityscapes.data.shards import open_shard  # imports torch, which PNGs do not need
 
-        return open_shard(self.path).instance_ids(self.row).numpy()
+        return open_shard(self.path, self.table).instance_ids(self.row).numpy()

@@ -15,13 +15,17 @@ from pathlib import Path
 
 from d2_cityscapes.evaluation.coco_panoptic import read_coco_panoptic
 from d2_cityscapes.evaluation.map_files import IdMapFile, IdsPng, PanopticFileError, ShardRow
-from d2_cityscapes.labels import LabelClass
+from d2_cityscapes.labels import CITYSCAPES, LabelClass, LabelTable
 
 __all__ = ["PanopticFiles", "find_panoptic_files", "image_name"]
 
 _IDS_SUFFIX = "_instanceIds.png"
+_LEVEL3_SUFFIX = "level3Ids.png"  # written by the tools of the Indian Driving Dataset
 _SPLITS = ("train", "val", "test", "train_extra")
-_SUFFIXES = re.compile("(_(leftImg8bit|gtFine|gtCoarse|instanceIds|panoptic))+$")
+_ENDINGS = re.compile(r"\.(png|jpe?g)$")
+_SUFFIXES = re.compile(
+    "(_(leftImg8bit|gtFine|gtCoarse|(instance|panoptic)(Ids|level3Ids)|panoptic))+$"
+)
 _EXPECTED = (
     f"PNGs of instance ids (*{_IDS_SUFFIX} or other *.png, flat or in folders), COCO panoptic "
     "(NAME.json beside a folder NAME), or shards (index.json)"
@@ -50,6 +54,7 @@ def find_panoptic_files(
     truth: bool,
     split: str | None = None,
     categories: Mapping[int, LabelClass] | None = None,
+    table: LabelTable = CITYSCAPES,
 ) -> PanopticFiles:
     """Find the maps at a place.
 
@@ -58,6 +63,7 @@ def find_panoptic_files(
         truth: whether group regions count as such in COCO panoptic.
         split: the one to take where the place holds several.
         categories: of a COCO panoptic JSON without any; None for label ids.
+        table: the classes.
 
     Raises:
         PanopticFileError: nothing or more than one form is there, or two maps of one image.
@@ -71,6 +77,7 @@ def find_panoptic_files(
     id_pngs = [p for p in pngs if p.name.endswith(_IDS_SUFFIX)]
     jsons = _find_jsons(path)
     index = path / "index.json"
+    level3 = [p for p in pngs if p.name.endswith(_LEVEL3_SUFFIX)]
     forms = [f"COCO panoptic {json_path}" for json_path in jsons]
     forms += [f"shards {index}"] * index.is_file()
     forms += [f"{len(id_pngs)} *{_IDS_SUFFIX}"] * bool(id_pngs)
@@ -80,10 +87,15 @@ def find_panoptic_files(
     found = None
     if jsons:
         path = jsons[0]
-        listed, found = read_coco_panoptic(path, groups=truth, categories=categories)
+        listed, found = read_coco_panoptic(path, groups=truth, categories=categories, table=table)
         splits: _Splits = {"": list(listed.items())}
     elif index.is_file():
-        splits = _shard_splits(path)
+        splits = _shard_splits(path, table)
+    elif level3:
+        raise PanopticFileError(
+            f"{level3[0]}: holds level3Ids, which are not label ids; give the COCO panoptic files "
+            "that the dataset's createLabels.py writes, or shards"
+        )
     elif pngs:
         splits = _png_splits(path, id_pngs or pngs)
     else:
@@ -101,26 +113,30 @@ def find_panoptic_files(
 
 def image_name(name: str) -> str:
     """What the files of one image share: "frankfurt_000000_000294" for any of its file names."""
-    return _SUFFIXES.sub("", name.removesuffix(".png"))
+    return _SUFFIXES.sub("", _ENDINGS.sub("", name))
 
 
 def _find_jsons(path: Path) -> list[Path]:
-    """The JSONs that make a folder COCO panoptic: beside it, or in it beside their own folder."""
+    """The JSONs that make a folder COCO panoptic: beside it, or in it beside their own folder or
+    their PNGs."""
     if path.is_file():
         return [path]
     beside = path.with_name(f"{path.name}.json")
-    candidates = [beside, *(p for p in sorted(path.glob("*.json")) if p.with_suffix("").is_dir())]
+    pngs = any(path.glob("*.png"))
+    inside = (p for p in sorted(path.glob("*.json")) if pngs or p.with_suffix("").is_dir())
+    candidates = [beside, *inside]
     # others may be there, as the results of a folder of predictions in a JSON beside it
     return [p for p in candidates if p.is_file() and b'"segments_info"' in p.read_bytes()]
 
 
-def _shard_splits(folder: Path) -> _Splits:
+def _shard_splits(folder: Path, table: LabelTable) -> _Splits:
     from d2_cityscapes.data.shards import read_index  # imports torch, which PNGs do not need
 
     splits: _Splits = {}
     for shard in read_index(folder)["shards"]:
         rows = splits.setdefault(shard["split"], [])
-        rows += [(n, ShardRow(folder / shard["file"], i)) for i, n in enumerate(shard["images"])]
+        path = folder / shard["file"]
+        rows += [(n, ShardRow(path, i, table)) for i, n in enumerate(shard["images"])]
     return splits
 
 

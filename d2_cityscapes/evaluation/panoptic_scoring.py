@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -12,6 +13,7 @@ from d2_cityscapes.evaluation.map_files import IdMapFile, PanopticFileError
 from d2_cityscapes.evaluation.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.panoptic_files import PanopticFiles
 from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = ["missing_predictions", "score_files"]
@@ -28,6 +30,7 @@ def score_files(
     truth: PanopticFiles,
     prediction: PanopticFiles,
     *,
+    table: LabelTable = CITYSCAPES,
     workers: int = 1,
     allow_missing: bool = False,
     progress: bool = False,
@@ -37,6 +40,7 @@ def score_files(
     Args:
         truth: the annotated images.
         prediction: the predicted ones.
+        table: the classes.
         workers: number of processes; the numbers do not depend on it.
         allow_missing: score an image without prediction as if all of it were predicted void: every
             segment of its truth is missed.
@@ -53,12 +57,12 @@ def score_files(
             prediction.path, len(extra), _first_few(extra),
         )  # fmt: skip
     pairs = [(true_map, prediction.maps.get(image)) for image, true_map in truth.maps.items()]
-    quality = PanopticQuality()
+    quality = PanopticQuality(table)
     with (
         worker_pool(min(workers, len(pairs))) as pool,
         tqdm(total=len(pairs), desc="scoring", unit="image", disable=not progress) as bar,
     ):
-        for state in map_in_order(pool, _score, pairs):
+        for state in map_in_order(pool, partial(_score, table=table), pairs):
             quality.merge(state)
             bar.update()
     return quality
@@ -79,11 +83,11 @@ def _check_missing(truth: PanopticFiles, prediction: PanopticFiles, allow_missin
     )
 
 
-def _score(pair: tuple[IdMapFile, IdMapFile | None]) -> np.ndarray:
+def _score(pair: tuple[IdMapFile, IdMapFile | None], *, table: LabelTable) -> np.ndarray:
     """State of `PanopticQuality` for one truth and its prediction, which may be missing."""
     true_map, predicted_map = pair
     true_ids = true_map.read()
-    quality = PanopticQuality()
+    quality = PanopticQuality(table)
     try:
         if predicted_map is None:
             quality.update(np.zeros_like(true_ids), true_ids)

@@ -15,6 +15,7 @@ from PIL import Image
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.curves import loss_curves_png
 from d2_cityscapes.evaluation.results import ResultRow, read_results
+from d2_cityscapes.evaluation.stage_table import make_stage_tables
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 
@@ -116,6 +117,7 @@ def write_report(
         f"<h1>{_text(folder.resolve().name)}</h1>",
         _headlines(rows),
         _pictures(runs, table),
+        _stage_tables({run.name: results[run.name][0] for run in runs}),
         _result_tables({name: result[0] for name, result in results.items()}),
         _class_table(rows),
         _curves(runs),
@@ -143,6 +145,19 @@ def _headlines(rows: Sequence[ResultRow]) -> str:
         if row.metric in _HEADLINES
     ]
     return f'<div class="cards">{"".join(cards)}</div>' if cards else "<p>Not evaluated.</p>"
+
+
+def _stage_tables(results: dict[str, list[ResultRow]]) -> str:
+    """The stages of a recipe side by side; nothing for a single run."""
+    if len(results) < 2:
+        return ""
+    tables = [
+        f"<h3>{_text(table.title)}</h3>"
+        + _table(table.head, table.cells(), 1)
+        + "".join(f"<p>{_text(note)}</p>" for note in table.notes)
+        for table in make_stage_tables(results)
+    ]
+    return "<h2>Stages</h2>" + "".join(tables) if tables else ""
 
 
 def _result_tables(results: dict[str, list[ResultRow]]) -> str:

@@ -56,6 +56,15 @@ def test_report_of_stages(stages: Path) -> None:
     assert "http" not in path.read_text().split("<body>")[0]
 
 
+def test_stages_stand_side_by_side(stages: Path, write_run: Callable, tmp_path: Path) -> None:
+    text = " ".join(Page(write_report(stages)).text)
+    assert "Stages segm: the stages, scored by their masks" in text
+    assert "AP_S AP_M AP_L AR@100 stage0 30.00" in text
+    assert "segm: AP by class, scored by masks class stage0 stage1 stage2 car 30.00" in text
+    alone = write_report(write_run(tmp_path / "run"))
+    assert "the stages" not in alone.read_text()
+
+
 def test_report_prefers_the_final_results(stages: Path) -> None:
     rows = make_rows("segm", {"AP": (77.0, 8)}, protocol="COCO", dataset="val_report", images=9)
     write_results(stages / "results.json", rows, seconds=1)
