@@ -1,12 +1,24 @@
-"""The class table against the official one."""
+"""The class tables against the official ones."""
 
 from __future__ import annotations
+
+import pickle
 
 import numpy as np
 import pytest
 from cityscapesscripts.helpers.labels import id2label, labels, name2label, trainId2label
 
-from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID
+from d2_cityscapes.labels import (
+    CITYSCAPES,
+    IDD,
+    INSTANCE_DIVISOR,
+    LABEL_TABLES,
+    VISTAS,
+    VOID_TRAIN_ID,
+    LabelClass,
+    LabelTable,
+)
+from d2_cityscapes.labels.idd import IDD_LABELS
 
 THINGS = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 
@@ -77,3 +89,97 @@ def test_hash_tells_tables_apart() -> None:
 
 def vars_of(table) -> dict:
     return {"name": "copy", "classes": table.classes, "label_names": table.label_names}
+
+
+# every table --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=LABEL_TABLES.values(), ids=list(LABEL_TABLES))
+def table(request) -> LabelTable:
+    return request.param
+
+
+def test_tables_are_consistent(table) -> None:
+    assert [c.train_id for c in table.classes] == list(range(len(table.classes)))
+    assert [c.thing_id for c in table.things] == list(range(len(table.things)))
+    assert len({c.name for c in table.classes}) == len({c.label_id for c in table.classes})
+    assert {(c.label_id, c.name) for c in table.classes} <= set(table.label_names)
+    assert table.train_id_of[0] == VOID_TRAIN_ID and table.label_id_of_train[VOID_TRAIN_ID] == 0
+    assert pickle.loads(pickle.dumps(table)) == table
+    assert LABEL_TABLES[table.name] is table
+
+
+def test_every_instance_of_a_thing_fits_16_bits(table) -> None:
+    assert len(table.known_ids) <= 1 << 16
+    for c in table.things:
+        ids = c.label_id * INSTANCE_DIVISOR + np.arange(INSTANCE_DIVISOR)
+        assert (table.train_id_of[ids] == c.train_id).all() and table.is_thing_id[ids].all()
+        assert table.unknown_ids(ids.astype(np.uint16)) == []
+    for c in table.stuff:
+        assert table.train_id_of[c.label_id] == c.train_id and not table.is_thing_id[c.label_id]
+
+
+@pytest.mark.parametrize(("label_id", "thing_id"), [(0, None), (-1, None), (65, 0), (0, 0)])
+def test_label_ids_that_cannot_be_encoded_are_refused(label_id: int, thing_id: int | None) -> None:
+    c = LabelClass("lane", label_id, 0, thing_id, (1, 2, 3))
+    with pytest.raises(ValueError, match=f"streets: label id {label_id} of lane"):
+        LabelTable("streets", (c,), ((0, "unlabeled"),))
+
+
+# Indian Driving Dataset ---------------------------------------------------------------------------
+
+# level3Ids 0..25 by the names of the official panoptic categories; 4 to 12 have instances
+IDD_NAMES = """road, parking, sidewalk, rail track, person, rider, motorcycle, bicycle,
+    autorickshaw, car, truck, bus, vehicle fallback, curb, wall, fence, guard rail, billboard,
+    traffic sign, traffic light, pole, obs-str-bar-fallback, building, bridge, vegetation, sky"""
+
+
+def test_idd_classes_are_those_of_level_3() -> None:
+    assert [c.name for c in IDD.classes] == " ".join(IDD_NAMES.split()).split(", ")
+    assert [c.train_id for c in IDD.things] == list(range(4, 13))
+    assert len(IDD.stuff) == 17
+    assert [c.label_id for c in IDD.classes] == list(range(1, 27))
+    assert IDD.classes[8].color == (255, 204, 54)
+
+
+def test_idd_labels_of_polygons() -> None:
+    assert len(IDD_LABELS) == 40
+    assert {label.level3_id for label in IDD_LABELS.values()} == {*range(26), 255}
+    joined = {"animal": "person", "train": "vehicle fallback", "tunnel": "bridge"}
+    for name, other in joined.items():
+        assert IDD_LABELS[name].label_id == IDD_LABELS[other].label_id
+    assert IDD_LABELS["license plate"].label_id == 0
+    for name, label in IDD_LABELS.items():
+        if label.level3_id < 255:
+            assert IDD.classes[label.level3_id].is_thing == label.has_instances, name
+
+
+def test_idd_shares_names_and_colors_with_cityscapes() -> None:
+    """They were taken from there; IDD's fence, wall and so on look alike."""
+    ours = {c.name: (c.color, c.is_thing) for c in IDD.classes}
+    shared = {c.name: (c.color, c.is_thing) for c in CITYSCAPES.classes if c.name in ours}
+    assert len(shared) == 17
+    assert shared == {name: ours[name] for name in shared}
+
+
+# Mapillary Vistas ---------------------------------------------------------------------------------
+
+
+def test_vistas_classes() -> None:
+    assert len(VISTAS.classes) == 65 and len(VISTAS.things) == 37
+    assert [c.label_id for c in VISTAS.classes] == list(range(1, 66))
+    by_name = {c.name: c for c in VISTAS.classes}
+    for name, category, is_thing, color in (
+        ("Bird", 1, True, (165, 42, 42)),
+        ("Crosswalk - Plain", 9, True, (140, 140, 200)),
+        ("Road", 14, False, (128, 64, 128)),
+        ("Person", 20, True, (220, 20, 60)),
+        ("Pothole", 44, False, (70, 100, 150)),
+        ("Traffic Sign (Front)", 51, True, (220, 220, 0)),
+        ("On Rails", 59, False, (0, 80, 100)),
+        ("Wheeled Slow", 63, True, (0, 0, 192)),
+        ("Ego Vehicle", 65, False, (120, 10, 10)),
+    ):
+        c = by_name[name]
+        assert (c.label_id, c.is_thing, c.color) == (category, is_thing, color)
+    assert len({c.color for c in VISTAS.classes}) == 65

@@ -8,12 +8,14 @@ prediction may each come as
                          pixel (of a thing: a group region, which in a prediction is void); flat or
                          in folders. Where there are *_instanceIds.png, other PNGs are left alone.
   COCO panoptic          NAME.json beside the folder NAME of its PNGs, as createPanopticImgs writes
-                         them; give either. Categories are recognised by their names; those of a
-                         prediction without any are the truth's, or else label ids.
+                         them, or in the folder, as in Mapillary Vistas; give either. Categories
+                         are recognised by their names; those of a prediction without any are the
+                         truth's, or else label ids.
   shards                 a folder that datasets/prepare_shards.py wrote
 
 and are matched by the name of the image: its file name or image_id less _leftImg8bit, _gtFine,
-_instanceIds, _panoptic.
+_instanceIds, _panoptic. The label ids of --labels idd are level3Id + 1 with 0 for void, those of
+vistas the category ids of panoptic_2018.json.
 
 Prints a table of all classes, and writes the numbers to --output. Every image of the truth must
 have a prediction; predictions of other images are ignored.
@@ -22,6 +24,8 @@ examples:
   python tools/evaluate_panoptic.py --truth gtFine/val --prediction DIR --output results.json
   python tools/evaluate_panoptic.py --truth gtFine/cityscapes_panoptic_val.json
       --prediction DIR/cityscapes_panoptic_val.json --output results.json
+  python tools/evaluate_panoptic.py --labels vistas --truth validation/panoptic
+      --prediction DIR --output results.json
 """
 
 import argparse
@@ -41,6 +45,12 @@ def parse_args() -> argparse.Namespace:
             f"--{role}", type=Path, required=True, metavar="DIR", help="folder or COCO JSON"
         )
     parser.add_argument("--output", type=Path, required=True, help="results.json to write")
+    parser.add_argument(
+        "--labels",
+        choices=("cityscapes", "idd", "vistas"),
+        default="cityscapes",
+        help="the classes: a table of d2_cityscapes.labels",
+    )
     parser.add_argument("--split", help="which one of the truth, if it has several")
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
@@ -60,12 +70,17 @@ def main() -> None:
     from d2_cityscapes.evaluation.panoptic_report import format_panoptic, panoptic_rows
     from d2_cityscapes.evaluation.panoptic_scoring import missing_predictions, score_files
     from d2_cityscapes.evaluation.results import write_results
+    from d2_cityscapes.labels import LABEL_TABLES
 
-    truth = find_panoptic_files(args.truth, truth=True, split=args.split)
-    prediction = find_panoptic_files(args.prediction, truth=False, categories=truth.categories)
+    table = LABEL_TABLES[args.labels]
+    truth = find_panoptic_files(args.truth, truth=True, split=args.split, table=table)
+    prediction = find_panoptic_files(
+        args.prediction, truth=False, categories=truth.categories, table=table
+    )
     quality = score_files(
         truth,
         prediction,
+        table=table,
         workers=args.workers,
         allow_missing=args.allow_missing,
         progress=True,

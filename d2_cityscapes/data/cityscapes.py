@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,13 +161,15 @@ def find_splits(
     return {split: find_sources(root, split, cities=cities, limit=limit) for split in splits}
 
 
-def parse_partitions(arguments: Sequence[str]) -> dict[str, int]:
-    """Split -> number of shards, from texts "SPLIT=N"; `DEFAULT_PARTITIONS` for the others.
+def parse_partitions(
+    arguments: Sequence[str], defaults: Mapping[str, int] = DEFAULT_PARTITIONS
+) -> dict[str, int]:
+    """Split -> number of shards, from texts "SPLIT=N"; that of `defaults` for the others.
 
     Raises:
         CityscapesError: an unknown split, or not a number from 1.
     """
-    partitions = dict(DEFAULT_PARTITIONS)
+    partitions = dict(defaults)
     for argument in arguments:
         split, _, number = argument.partition("=")
         if split not in partitions or not number.isdecimal() or int(number) < 1:

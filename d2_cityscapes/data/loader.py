@@ -29,6 +29,7 @@ __all__ = [
     "build_train_loader",
     "preserved_generators",
     "seed_generators",
+    "training_dicts",
 ]
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def build_train_loader(
         raise LoaderError(
             f"SOLVER.IMS_PER_BATCH {batch_size}: not a positive multiple of the {ranks} processes"
         )
-    dicts = _training_dicts(cfg)
+    dicts = training_dicts(cfg)
     sampler = build_sampler(cfg, dicts)
     # The mapper reads annotations from the shards; workers need not carry them.
     light = [{k: v for k, v in d.items() if k != "annotations"} for d in dicts]
@@ -239,8 +240,12 @@ def preserved_generators() -> Iterator[None]:
         torch.default_generator.set_state(pytorch)
 
 
-def _training_dicts(cfg: CfgNode) -> list[dict]:
-    """Dataset dicts of DATASETS.TRAIN, filtered as Detectron2 does."""
+def training_dicts(cfg: CfgNode) -> list[dict]:
+    """Dataset dicts of DATASETS.TRAIN, filtered as Detectron2 does.
+
+    Raises:
+        LoaderError: none is left, or a dataset that is not one of shards.
+    """
     names = ", ".join(cfg.DATASETS.TRAIN)
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     try:

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation, check_resize_backend
 from d2_cityscapes.data.instances import find_instances, panoptic_segments
+from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.structures import IdMapMasks
@@ -93,6 +94,7 @@ class CityscapesShardMapper:
             "sem_seg": "sem_seg" in tasks,
             "min_instance_area": cfg.INPUT.MIN_INSTANCE_AREA,
             "resize_backend": cfg.INPUT.RESIZE_BACKEND,
+            "table": label_table_of(cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST),
         }
 
     def __call__(self, dataset_dict: dict) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from d2_cityscapes.data.shards import ShardError, ShardReader
-from d2_cityscapes.labels import CITYSCAPES, VOID_TRAIN_ID, LabelTable
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
 
-__all__ = ["BUILTIN_DATASETS", "load_shards", "register_cityscapes_shards"]
+__all__ = [
+    "BUILTIN_DATASETS",
+    "OTHER_DATASETS",
+    "label_table_of",
+    "load_shards",
+    "register_cityscapes_shards",
+]
 
 # Partitions that have a name of their own, whether or not a folder has as many.
 NAMED_PARTITIONS = 16
@@ -29,6 +37,13 @@ BUILTIN_DATASETS: dict[str, tuple[str, tuple[int, ...] | None]] = {
         for k in range(1, NAMED_PARTITIONS + 1)
     },
 }
+# Name -> split and classes.
+OTHER_DATASETS: dict[str, tuple[str, LabelTable]] = {
+    f"{table.name}_shards_{split}": (split, table)
+    for table in (IDD, VISTAS)
+    for split in ("train", "val")
+}
+_IMAGE_ENDING = re.compile(r"(_leftImg8bit)?\.(png|jpe?g)$")
 _TASKS = ("bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg")
 
 
@@ -44,8 +59,8 @@ def register_cityscapes_shards(
 
     Args:
         name: name in Detectron2's DatasetCatalog.
-        root: the shard folder; None for ``$DETECTRON2_DATASETS/cityscapes_shards``, looked up when
-            the dataset is loaded.
+        root: the shard folder; None for ``$DETECTRON2_DATASETS/cityscapes_shards`` (idd_shards,
+            vistas_shards, by the name of the table), looked up when the dataset is loaded.
         split: "train", "val" or "train_extra".
         partitions: numbers from 1; None for all.
         table: classes of the dataset.
@@ -64,6 +79,19 @@ def register_cityscapes_shards(
     )
 
 
+def label_table_of(names: Sequence[str]) -> LabelTable:
+    """The classes of registered datasets; those of Cityscapes where they do not say.
+
+    Raises:
+        D2CityscapesError: two of them have different classes.
+    """
+    tables = {name: MetadataCatalog.get(name).get("label_table", CITYSCAPES) for name in names}
+    if len({table.hash for table in tables.values()}) > 1:
+        found = ", ".join(f"{name} ({table.name})" for name, table in tables.items())
+        raise D2CityscapesError(f"DATASETS: {found} have other classes; use them one at a time")
+    return next(iter(tables.values()), CITYSCAPES)
+
+
 def load_shards(
     root: str | Path | None = None,
     *,
@@ -80,11 +108,11 @@ def load_shards(
         ShardError: missing folder, split, partition or file.
     """
     if root is None:
-        root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "cityscapes_shards"
+        root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / f"{table.name}_shards"
         if not root.is_dir():
             raise ShardError(
                 f"{root}: no such folder; set DETECTRON2_DATASETS to the folder that holds "
-                f"cityscapes_shards/, or run datasets/prepare_shards.py --output {root}"
+                f"{root.name}/, or run datasets/prepare_shards.py --output {root}"
             )
     reader = ShardReader(root, split=split, partitions=partitions, table=table)
     dicts = []
@@ -94,7 +122,7 @@ def load_shards(
         dicts.append(
             {
                 "file_name": file_name,
-                "image_id": file_name.removesuffix("_leftImg8bit.png"),
+                "image_id": _IMAGE_ENDING.sub("", file_name),
                 "height": height,
                 "width": width,
                 "shard": str(shard),
@@ -123,3 +151,5 @@ def _annotations(reader: ShardReader, index: int, table: LabelTable) -> list[dic
 
 for _name, (_split, _partitions) in BUILTIN_DATASETS.items():
     register_cityscapes_shards(_name, split=_split, partitions=_partitions)
+for _name, (_split, _table) in OTHER_DATASETS.items():
+    register_cityscapes_shards(_name, split=_split, table=_table)

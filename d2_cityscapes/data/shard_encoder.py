@@ -21,7 +21,7 @@ import numpy as np
 from d2_cityscapes.data.image_codecs import compress, find_codec
 from d2_cityscapes.data.instances import InstanceTable, find_instances
 from d2_cityscapes.data.shard_file import TABLES, ShardError, head_checksum
-from d2_cityscapes.data.source_check import Source, check_ids
+from d2_cityscapes.data.source_check import Size, Source, check_ids, own_size
 from d2_cityscapes.files import open_atomically
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.worker_pool import map_in_order
@@ -58,7 +58,7 @@ def write_shard(
         sources: its images.
         pool: worker processes.
         metadata: texts for its header; ``annotation_codec`` and ``image_codec`` are followed.
-        size: (H, W) of the images.
+        size: canvas of the images.
         table: the classes.
         on_image: called after each image.
 
@@ -113,14 +113,15 @@ def encode_image(source: Source, *, codec: str, size: tuple[int, int]) -> bytes:
     Args:
         source: the image.
         codec: "none" or a name in `image_codecs.CODECS`.
-        size: the (H, W) that it must have.
+        size: its canvas.
     """
-    image = source.image()
-    if image.shape != (*size, 3) or image.dtype != np.uint8:
+    image, expected = source.image(), (*own_size(source, size), 3)
+    if image.shape != expected or image.dtype != np.uint8:
         raise ShardError(
             f"{source.file_name}: {image.dtype} image of {image.shape}, expected uint8 RGB "
-            f"of {(*size, 3)}"
+            f"of {expected}"
         )
+    image = _on_canvas(image, size)
     if codec == "none":
         return image.transpose(2, 0, 1).tobytes()
     return find_codec(codec).encode(image)
@@ -131,20 +132,33 @@ def _annotate(
 ) -> tuple[InstanceTable, bytes]:
     """The instances of a source, and its compressed id map where it is not to be raw."""
     ids = _ids(source, size, table)
-    frame = b"" if raw else compress(ids.astype("<u2").tobytes(), checksum=False)
+    frame = b""
+    if not raw:
+        frame = compress(_on_canvas(ids, size).astype("<u2").tobytes(), checksum=False)
     return find_instances(ids, table), frame
 
 
 def _encode_ids(source: Source, *, size: tuple[int, int], table: LabelTable) -> bytes:
-    return _ids(source, size, table).astype("<u2").tobytes()
+    return _on_canvas(_ids(source, size, table), size).astype("<u2").tobytes()
 
 
-def _ids(source: Source, size: tuple[int, int], table: LabelTable) -> np.ndarray:
+def _ids(source: Source, size: Size, table: LabelTable) -> np.ndarray:
+    """The id map of a source in its own size, which fits into the canvas `size`."""
     ids = source.instance_ids()
-    problems = check_ids(ids, size, table)
+    problems = check_ids(ids, own_size(source, size), table)
     if problems:
         raise ShardError(f"{source.file_name}: {'; '.join(problems)}")
     return ids
+
+
+def _on_canvas(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """An (h, w) or (h, w, 3) array at the top left of an (H, W) one, the rest of which is 0."""
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return pixels
+    canvas = np.zeros((*size, *pixels.shape[2:]), dtype=pixels.dtype)
+    canvas[:height, :width] = pixels
+    return canvas
 
 
 def _tables(found: Sequence[InstanceTable]) -> dict[str, np.ndarray]:

@@ -27,6 +27,10 @@ beginning and no pixel. They are checked against the checksum when they are firs
 images and id maps have checksums of their own (id maps one of the few bytes of a frame, as that of
 the whole map would take longer than decoding it); raw ones are checked by ``--verify`` alone.
 
+Where images differ in size, H and W are those of their common canvas, and the metadata also has
+``sizes``, the (H, W) of each: an image and its id map lie at the top left of the canvas, the rest
+is 0. A record has its own size.
+
 Records are read with one positioned read into fresh memory. It is as fast as a copy from a memory
 map when the file is cached and faster when it is not (a page fault fetches far less at a time), a
 truncated file is a short read instead of a bus error, and a record is the caller's own copy.
@@ -84,14 +88,16 @@ class _Head(NamedTuple):
         begins: where each tensor of pixels begins in the file.
         tables: the arrays named in `TABLES`, those that the file has.
         file_names: of the N images.
-        image_size: (H, W).
+        canvas: (H, W) that every image takes.
+        sizes: (H, W) of each image.
     """
 
     metadata: dict[str, str]
     begins: dict[str, int]
     tables: dict[str, np.ndarray]
     file_names: list[str]
-    image_size: tuple[int, int]
+    canvas: tuple[int, int]
+    sizes: list[tuple[int, int]]
 
 
 class ShardFile:
@@ -114,10 +120,9 @@ class ShardFile:
         """Base names of the source images."""
         return self._head.file_names
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) of every image."""
-        return self._head.image_size
+    def image_size(self, row: int) -> tuple[int, int]:
+        """(H, W) of a record."""
+        return self._head.sizes[row]
 
     def table(self, row: int) -> InstanceTable:
         """The thing segments of a record."""
@@ -128,18 +133,24 @@ class ShardFile:
 
     def image(self, row: int) -> torch.Tensor:
         """(3, H, W) uint8 RGB image of a record."""
-        height, width = self.image_size
         if "images" in self._head.begins:
+            height, width = self._head.canvas
             size = 3 * height * width
-            image = self._read(self._head.begins["images"] + row * size, size)
-            return torch.from_numpy(image).view(3, height, width)
+            pixels = self._read(self._head.begins["images"] + row * size, size)
+            image = torch.from_numpy(pixels).view(3, height, width)
+        else:
+            image = self._decoded_image(row)
+        height, width = self.image_size(row)
+        return image[:, :height, :width].contiguous()
+
+    def _decoded_image(self, row: int) -> torch.Tensor:
         try:
             codec = find_codec(self.metadata["image_codec"])
         except D2CityscapesError as error:
             raise ShardError(f"{self.path}: {error}") from error
         frame = self._frame("image_blob", row)
         try:
-            return torch.from_numpy(codec.decode(frame, (height, width)))
+            return torch.from_numpy(codec.decode(frame, self._head.canvas))
         except ValueError as error:
             raise self._error(f"image of record {row}: {error}") from error
 
@@ -152,7 +163,7 @@ class ShardFile:
         return self._id_map(row).copy()
 
     def _id_map(self, row: int) -> np.ndarray:
-        height, width = self.image_size
+        height, width = self._head.canvas
         size = 2 * height * width
         if "annotations" in self._head.begins:
             raw = self._read(self._head.begins["annotations"] + row * size, size)
@@ -164,7 +175,8 @@ class ShardFile:
                 raw = np.frombuffer(decompress(frame, size), dtype=np.uint8)
             except ValueError as error:
                 raise self._error(f"instance ids of record {row}: {error}") from error
-        return raw.view("<u2").reshape(height, width)
+        rows, columns = self.image_size(row)
+        return raw.view("<u2").reshape(height, width)[:rows, :columns]
 
     @functools.cached_property
     def _file(self) -> int:
@@ -208,6 +220,11 @@ class ShardFile:
         self._check_label_table(metadata)
         height, width = json.loads(metadata["image_size"])
         names = json.loads(metadata["file_names"])
+        sizes = [(height, width)] * len(names)
+        if "sizes" in metadata:
+            sizes = [(h, w) for h, w in json.loads(metadata["sizes"])]
+        if len(sizes) != len(names) or any(h > height or w > width for h, w in sizes):
+            raise self._error("the sizes of images are not those of its images")
         tables = {
             name: _table(name, header.pop(name), content) for name in TABLES if name in header
         }
@@ -224,7 +241,7 @@ class ShardFile:
                     raise self._error("blob_crc32 has another length than the list of images")
             elif shapes[pixels] != shape:
                 raise self._error(f"{pixels} has shape {shapes[pixels]}, expected {shape}")
-        return _Head(metadata, begins, tables, names, (height, width))
+        return _Head(metadata, begins, tables, names, (height, width), sizes)
 
     def _check_label_table(self, metadata: dict[str, str]) -> None:
         ours = self._label_table
@@ -237,9 +254,10 @@ class ShardFile:
             for i, (a, b) in enumerate(itertools.zip_longest(classes, expected))
             if a != b
         ]
-        raise self._error(
-            f"made with another label table ({metadata['label_table']}) than {ours.name}"
-            + "".join(f": {difference}" for difference in differ[:1])
+        raise ShardError(
+            f"{self.path}: made with another label table ({metadata['label_table']}) than "
+            f"{ours.name}" + "".join(f": {difference}" for difference in differ[:1]) + "; read it "
+            f"with its own table, or delete it and {PREPARE} again"
         )
 
     def _check_offsets(

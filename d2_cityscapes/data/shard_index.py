@@ -10,7 +10,7 @@ from typing import Any
 
 from d2_cityscapes.data.shard_file import FORMAT_VERSION, ShardError, ShardFile
 from d2_cityscapes.data.shards import INDEX_NAME, read_index
-from d2_cityscapes.data.source_check import Source
+from d2_cityscapes.data.source_check import Source, own_size
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
@@ -29,7 +29,10 @@ def shard_metadata(
     image_codec: str,
     table: LabelTable,
 ) -> dict[str, str]:
-    """The texts in the header of a shard: all that its index entry needs."""
+    """The texts in the header of a shard: all that its index entry needs, and the sizes of images
+    that may be smaller than their canvas, `image_size`."""
+    sizes = [own_size(source, image_size) for source in sources]
+    own = {"sizes": json.dumps(sizes)} if any(size != image_size for size in sizes) else {}
     return {
         "version": FORMAT_VERSION,
         "split": split,
@@ -43,6 +46,7 @@ def shard_metadata(
         "classes": json.dumps([c.name for c in table.classes]),
         "sources": fingerprint(sources),
         "file_names": json.dumps([source.file_name for source in sources]),
+        **own,
     }
 
 
@@ -85,12 +89,22 @@ def load_entries(
 
     Returns:
         The entries, and whether they differ from ``index.json``.
+
+    Raises:
+        ShardError: the folder has shards of another label table.
     """
+    index: dict[str, Any] = {}
     try:
-        known = {entry["file"]: entry for entry in read_index(output)["shards"]}
+        index = read_index(output)
+        known = {entry["file"]: entry for entry in index["shards"]}
         entries = {name: entry for name, entry in known.items() if entry["split"] not in splits}
     except (ShardError, KeyError, TypeError):
         known, entries = {}, {}
+    if known and index.get("label_table_hash", table.hash) != table.hash:
+        raise ShardError(
+            f"{output}: holds shards of the label table {index['label_table']}, not {table.name}; "
+            "name another folder"
+        )
     for path in sorted(output.glob("*.safetensors")):
         if path.name in entries:
             continue

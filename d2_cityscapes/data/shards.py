@@ -137,7 +137,8 @@ class ShardReader:
 
     def image_size(self, index: int) -> tuple[int, int]:
         """(H, W) of a record's image."""
-        return self._locate(index)[0].image_size
+        shard, row = self._locate(index)
+        return shard.image_size(row)
 
     def source(self, index: int) -> tuple[Path, int]:
         """Shard file of a record and its row in it."""

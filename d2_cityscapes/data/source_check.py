@@ -16,7 +16,7 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.worker_pool import map_in_order
 
-__all__ = ["Source", "check_ids", "check_sources", "problems_error"]
+__all__ = ["Source", "check_ids", "check_sources", "own_size", "problems_error"]
 
 _IN_ONE_LINE = 8  # problems
 Size = tuple[int, int]  # (H, W)
@@ -28,6 +28,10 @@ class Source(Protocol):
     A source of files also has ``image_path``, and ``problems(table) -> list[str]``: everything that
     is wrong with the files, each with its path, found without decoding the image. An unreadable
     file is a `D2CityscapesError`.
+
+    Where images of a split differ in size, every source also has a ``canvas: Size``, the same for
+    all, at least as large as the image: its place in a shard, which the image takes from the top
+    left. Without one, the canvas is the size of the image.
     """
 
     file_name: str  # base name, unique within a split
@@ -43,7 +47,7 @@ class Source(Protocol):
 
 class _Finding(NamedTuple):
     where: str
-    size: Size | None  # None: unknown
+    canvas: Size | None  # None: unknown
     problems: list[str]
 
 
@@ -63,11 +67,11 @@ def check_sources(
         splits: split -> the sources to check.
         pool: worker processes.
         table: the classes.
-        packed_sizes: split -> sizes of its images that are packed already.
+        packed_sizes: split -> canvases of its images that are packed already.
         progress: show a progress bar.
 
     Returns:
-        Split -> size of its images.
+        Split -> canvas of its images.
 
     Raises:
         ShardError: all problems: in its line where they are few, else in its details.
@@ -82,13 +86,13 @@ def check_sources(
                 findings.append(finding)
                 bar.update()
             counts = Counter(packed_sizes[split])
-            counts.update(f.size for f in findings if f.size is not None)
+            counts.update(f.canvas for f in findings if f.canvas is not None)
             common = counts.most_common(1)[0][0] if counts else None
             for finding in findings:
                 problems += finding.problems
-                if finding.size not in (None, common):
+                if finding.canvas not in (None, common):
                     problems.append(
-                        f"{finding.where}: {finding.size} (H, W), other images of {split} are "
+                        f"{finding.where}: {finding.canvas} (H, W), other images of {split} are "
                         f"{common}; a split has one size"
                     )
             if common is not None:
@@ -96,6 +100,11 @@ def check_sources(
     if problems:
         raise problems_error(problems, "nothing was written; mend them or leave them out")
     return sizes
+
+
+def own_size(source: Source, canvas: Size) -> Size:
+    """(H, W) that the image of a source has on the canvas of its split."""
+    return source.size if hasattr(source, "canvas") else canvas
 
 
 def problems_error(problems: Sequence[str], remedy: str) -> ShardError:
@@ -136,6 +145,10 @@ def _look(source: Source, *, table: LabelTable) -> _Finding:
     except D2CityscapesError as error:
         problems = [str(error)]
     try:
-        return _Finding(where, source.size, problems)
+        size = source.size
+        canvas = getattr(source, "canvas", size)
+        if size[0] > canvas[0] or size[1] > canvas[1]:
+            problems.append(f"{where}: {size} (H, W) is larger than its canvas, {canvas}")
+        return _Finding(where, canvas, problems)
     except D2CityscapesError:  # an unreadable image, which is among the problems
         return _Finding(where, None, problems)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from PIL import Image
 
+from d2_cityscapes import get_cfg
 from d2_cityscapes.data import ShardReader
-from d2_cityscapes.data.augmentation import ImageAndIds, resize_image
+from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation, resize_image
 from d2_cityscapes.data.street.scene import render_scene
+from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
 
 
@@ -99,3 +102,33 @@ def test_augmentations_that_look_at_classes(record):
     blind = ImageAndIds(record.image, None, CITYSCAPES)
     with pytest.raises(AttributeError, match="sem_seg"):
         T.AugmentationList([crop])(blind)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_without_our_keys_the_augmentations_are_detectron2s(is_train):
+    ours = build_augmentation(get_cfg(), is_train)
+    assert str(ours) == str(detection_utils.build_augmentation(get_cfg(), is_train))
+
+
+def test_a_fixed_size_takes_the_place_of_the_short_edge(record):
+    cfg = get_cfg()
+    cfg.INPUT.FIXED_SIZE = [48, 40]
+    cfg.INPUT.CROP.ENABLED = True
+    kinds = [type(a) for a in build_augmentation(cfg, True)]
+    assert kinds == [T.Resize, T.RandomCrop, T.RandomFlip]
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.RANDOM_FLIP = False, "none"
+    images = []
+    for is_train, backend in ((True, "torch"), (False, "torch"), (False, "pil")):
+        pair = _pair(record, resize_backend=backend)
+        T.AugmentationList(build_augmentation(cfg, is_train))(pair)
+        assert pair.pixels.shape == (3, 48, 40) and pair.ids.shape == (48, 40)
+        images.append(pair.pixels.int())
+    assert images[0].equal(images[1]) and (images[1] - images[2]).abs().max() <= 2
+
+
+@pytest.mark.parametrize("size", [[768], [768, 0], [768, 1024, 3], [0.5, 0.5]])
+def test_a_fixed_size_is_a_height_and_a_width(size):
+    cfg = get_cfg()
+    cfg.INPUT.FIXED_SIZE = size
+    with pytest.raises(D2CityscapesError, match=r"FIXED_SIZE is .*: give \[height, width\]"):
+        build_augmentation(cfg, False)

@@ -140,6 +140,7 @@ def test_test_mode_has_no_targets_and_keeps_the_original_size(dicts):
         ("GeneralizedRCNN", True, {"boxes", "masks"}),
         ("GeneralizedRCNN", False, {"boxes"}),
         ("SemanticSegmentor", False, {"sem_seg"}),
+        ("DeepLabV3Segmentor", False, {"sem_seg"}),
         ("SeamlessPanoptic", True, {"boxes", "masks", "sem_seg"}),
     ],
 )
@@ -168,6 +169,31 @@ def test_a_configured_crop_is_in_network_pixels(dicts):
         tallest = (all_found[:, 3] - all_found[:, 1]).max() if len(all_found) else 0
         heights += [(box[3] - box[1] <= tallest).item() for box in found]
     assert heights and all(heights)
+
+
+def test_a_fixed_size_squeezes_image_and_labels_alike(array_source, tmp_path):
+    """8 x 12 pixels to 6 x 3: the horizon goes from row 4 to row 3, the car's edge from 4 to 1."""
+    ids = np.full((8, 12), 23)  # sky
+    ids[4:] = 7  # road
+    ids[4:, :4] = 26000  # a car
+    picture = np.zeros((8, 12, 3), np.uint8)
+    picture[4:, :, 0] = 200
+    picture[4:, :4, 1] = 200
+    write_shards([array_source("a_leftImg8bit.png", picture, ids)], tmp_path, split="train")
+    (d,) = load_shards(tmp_path, split="train")
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = "SeamlessPanoptic", True
+    cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP, cfg.INPUT.FIXED_SIZE = "RGB", "none", [6, 3]
+    out = CityscapesShardMapper(cfg, True)(d)
+    expected = [[10, 10, 10]] * 3 + [[13, 0, 0]] * 3
+    assert out["sem_seg"].tolist() == expected
+    red, green, _ = out["image"] > 100
+    assert red.tolist() == [[train_id != 10 for train_id in row] for row in expected]
+    assert green.tolist() == [[train_id == 13 for train_id in row] for row in expected]
+    assert out["instances"].gt_boxes.tensor.tolist() == [[0, 3, 1, 6]]
+    at_test = CityscapesShardMapper(cfg, False)(d)
+    assert at_test["image"].equal(out["image"])
+    assert (at_test["height"], at_test["width"]) == (8, 12), "predictions come back at this size"
 
 
 def test_the_resize_backend_is_a_key(dicts):

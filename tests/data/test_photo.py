@@ -1,0 +1,165 @@
+"""Photographs of any size: how they fit a canvas, and what comes back from shards of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from d2_cityscapes.data import ShardError, ShardReader, write_shards
+from d2_cityscapes.data.instances import find_instances
+from d2_cityscapes.data.photo import PhotoSource, fit
+from d2_cityscapes.data.shard_verifier import verify_shards
+from d2_cityscapes.labels import CITYSCAPES
+
+SIDES = st.integers(1, 300)
+CANVAS = (12, 20)
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "expected"),
+    [
+        ((720, 1280), (1080, 1920), (720, 1280)),  # never enlarged
+        ((1080, 1920), (1080, 1920), (1080, 1920)),
+        ((3024, 4032), (1536, 2048), (1536, 2048)),
+        ((2160, 3840), (1536, 2048), (1152, 2048)),  # the width binds
+        ((4032, 3024), (1536, 2048), (1536, 1152)),  # the height binds
+        ((2, 4000), (1536, 2048), (1, 2048)),
+    ],
+)
+def test_fit(size, canvas, expected):
+    assert fit(size, canvas) == expected
+
+
+@given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES))
+def test_fit_keeps_the_shape_and_fills_the_canvas(size, canvas):
+    fitted = fit(size, canvas)
+    assert all(1 <= f <= min(s, c) for f, s, c in zip(fitted, size, canvas, strict=True))
+    scale = min(1, *(c / s for c, s in zip(canvas, size, strict=True)))
+    assert all(abs(f - scale * s) <= 0.5 or f == 1 for f, s in zip(fitted, size, strict=True))
+
+
+@dataclass(frozen=True)
+class Photo(PhotoSource):
+    """A photograph whose annotation is a file of numpy."""
+
+    def read_annotation(self):
+        return np.load(self.annotation_path)
+
+
+@pytest.fixture
+def make(tmp_path):
+    rng = np.random.default_rng(3)
+
+    def photo(name, size, *, ids=None, canvas=CANVAS):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+        if ids is None:
+            ids = rng.choice([0, 7, 26, 24000, 33999], size).astype(np.uint16)
+        annotation = tmp_path / f"{name}.npy"
+        np.save(annotation, ids)
+        return Photo(tmp_path / name, annotation, name, canvas)
+
+    return photo
+
+
+@pytest.mark.parametrize("image_codec", ["none", "zstd"])
+@pytest.mark.parametrize("annotation_codec", ["zstd", "raw"])
+def test_records_have_the_size_of_their_photographs(make, tmp_path, image_codec, annotation_codec):
+    sizes = [(12, 20), (7, 11), (12, 5)]
+    sources = [make(f"{i}.png", size) for i, size in enumerate(sizes)]
+    folder = tmp_path / "shards"
+    codecs = {"image_codec": image_codec, "annotation_codec": annotation_codec}
+    write_shards(sources, folder, split="train", **codecs)
+    verify_shards(sources, folder, split="train")
+    reader = ShardReader(folder)
+    for i, (source, size) in enumerate(zip(sources, sizes, strict=True)):
+        record = reader[i]
+        assert reader.image_size(i) == record.instance_ids.shape == record.image.shape[1:] == size
+        assert record.image.is_contiguous() and reader.id_map(i).flags.c_contiguous
+        np.testing.assert_array_equal(record.image.permute(1, 2, 0), source.image())
+        ids = np.load(source.annotation_path)
+        np.testing.assert_array_equal(record.instance_ids, ids)
+        np.testing.assert_array_equal(reader.id_map(i), ids)
+        expected = find_instances(ids, CITYSCAPES)
+        assert record.boxes.tolist() == expected.boxes.tolist()
+        assert record.areas.tolist() == expected.areas.tolist()
+
+
+def test_what_is_larger_is_shrunk_with_its_annotation(make):
+    """Three quarters of each quadrant's pixels are left out; ids are never blended."""
+    ids = np.kron([[7, 26001], [24000, 0]], np.ones((12, 20))).astype(np.uint16)
+    source = make("large.png", (24, 40), ids=ids)
+    assert source.size == CANVAS
+    assert source.image().shape == (12, 20, 3)
+    expected = np.kron([[7, 26001], [24000, 0]], np.ones((6, 10)))
+    np.testing.assert_array_equal(source.instance_ids(), expected)
+
+
+def test_photographs_that_differ_only_in_canvas_are_other_sources(make, tmp_path):
+    write_shards([make("a.png", (4, 6))], tmp_path / "shards", split="train")
+    with pytest.raises(ShardError, match="holds shards made from other images or settings"):
+        write_shards([make("a.png", (4, 6), canvas=(8, 8))], tmp_path / "shards", split="train")
+
+
+def test_sources_without_canvas_leave_shards_as_they_were(array_source, tmp_path):
+    """No word of sizes in the header: byte for byte what images of one size have always given."""
+    source = array_source("a.png", np.zeros((4, 6, 3), np.uint8), np.full((4, 6), 7))
+    (path,) = write_shards([source], tmp_path, split="train")
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert "sizes" not in header["__metadata__"]
+
+
+def test_canvases_of_a_split_are_equal(make, tmp_path):
+    sources = [make("a.png", (4, 6)), make("b.png", (4, 6)), make("c.png", (4, 6), canvas=(8, 8))]
+    with pytest.raises(ShardError, match=r"c.png: \(8, 8\) .*other images of train are \(12, 20\)"):
+        write_shards(sources, tmp_path / "shards", split="train")
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), ": missing"),
+        (lambda path: path.write_bytes(b"no picture"), "not a readable"),
+        (_cut, "cannot be decoded"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read (Is a directory)"),
+        (
+            lambda path: Image.new("RGB", (4, 9)).save(path),
+            "annotation of (4, 9), image of (9, 4) (H, W)",
+        ),
+    ],
+)
+def test_problems_are_named(make, ending, damage, message):
+    source = make(f"a.{ending}", (4, 9))
+    assert source.problems(CITYSCAPES) == []
+    damage(source.image_path)
+    (problem,) = Photo(
+        source.image_path, source.annotation_path, source.file_name, CANVAS
+    ).problems(CITYSCAPES)
+    assert "a.png" in problem or "a.jpg" in problem
+    assert message in problem
+
+
+def test_unknown_ids_are_a_problem(make):
+    source = make("a.png", (2, 2), ids=np.array([[7, 40], [41, 26000]], np.uint16))
+    (problem,) = source.problems(CITYSCAPES)
+    assert problem.endswith("ids 40, 41 are not in the cityscapes label table")
+
+
+def test_jpegs_are_read_as_pillow_does(make):
+    source = make("a.jpg", (12, 20))
+    np.testing.assert_array_equal(source.image(), np.asarray(Image.open(source.image_path)))
+    grey = source.image_path.with_name("grey.jpg")
+    Image.new("L", (20, 12), 90).save(grey)
+    assert (Photo(grey, source.annotation_path, "grey.jpg", CANVAS).image() == 90).all()
