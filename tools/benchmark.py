@@ -5,9 +5,15 @@
                Detectron2's own loading of the same PNG tree
   evaluation   panoptic quality against cityscapesscripts, instance AP against Detectron2's
                evaluators: the same noisy predictions, one thread
+  minidl       MiniDL and its semantic head against their direct form: the same parameters, one
+               thread; on a GPU too, where there is one
+  fusion       panoptic fusion, and all post-processing of an image, against Detectron2's: the same
+               predictions, one thread; results that differ are an error
 
-Without --cityscapes, synthetic scenes are made in --work-dir first, and kept for the next run, as
-the shards are. Ratios above 1 are in favour of this package. Writes JSON, and Markdown beside it.
+Several modes, e.g. "minidl fusion", run one after the other with the same options.
+For data and evaluation, without --cityscapes, synthetic scenes are made in --work-dir first, and
+kept for the next run, as the shards are. Ratios above 1 are in favour of this package. Writes JSON,
+and Markdown beside it.
 """
 
 import argparse
@@ -15,6 +21,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +33,14 @@ if TYPE_CHECKING:
 SIZE = {"height": 1024, "width": 2048}
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> list[argparse.Namespace]:
+    """The arguments of each mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
     data = modes.add_parser("data", help="loading", formatter_class=HelpFormatter)
     evaluation = modes.add_parser("evaluation", help="scoring", formatter_class=HelpFormatter)
+    minidl = modes.add_parser("minidl", help="semantic head", formatter_class=HelpFormatter)
+    fusion = modes.add_parser("fusion", help="post-processing", formatter_class=HelpFormatter)
     for mode, split, images, rounds in ((data, "train", 96, 3), (evaluation, "val", 16, 5)):
         mode.add_argument("--cityscapes", type=Path, help="root of a PNG tree; omit for synthetic")
         mode.add_argument("--split", default=split, choices=["train", "val"], help="of the tree")
@@ -40,8 +50,9 @@ def parse_args() -> argparse.Namespace:
         mode.add_argument(
             "--work-dir", type=Path, default=Path("benchmark_data"), help="for scenes and shards"
         )
-        mode.add_argument("--rounds", type=int, default=rounds, help="runs of each side, in turn")
-        mode.add_argument("--output", type=Path, help="results; default benchmark_MODE.json")
+        add_common(mode, rounds)
+    add_common(minidl, rounds=1)  # the direct form takes two minutes
+    add_common(fusion, rounds=5)
     data.add_argument(
         "--stock",
         nargs="+",
@@ -51,28 +62,43 @@ def parse_args() -> argparse.Namespace:
     )
     data.add_argument("--workers", type=int, default=2, help="loader processes, both sides")
     data.add_argument("--batches", type=int, default=24, help="batches of 4 for the throughput")
-    return parser.parse_args()
+    names = list(takewhile(modes.choices.__contains__, sys.argv[1:]))
+    options = sys.argv[1 + len(names) :]
+    found = [parser.parse_args([name, *options]) for name in names] or [parser.parse_args()]
+    if len(found) > 1 and found[0].output is not None:
+        parser.error("--output names the results of one mode; leave it out for several")
+    return found
+
+
+def add_common(mode: argparse.ArgumentParser, rounds: int) -> None:
+    mode.add_argument("--rounds", type=int, default=rounds, help="runs of each side, in turn")
+    mode.add_argument("--output", type=Path, help="results; default benchmark_MODE.json")
 
 
 def main() -> None:
-    args = parse_args()
+    modes = parse_args()
     from d2_cityscapes.dependencies import require_detectron2
 
     require_detectron2()
+    for args in modes:
+        measure_mode(args)
+
+
+def measure_mode(args: argparse.Namespace) -> None:
     from d2_cityscapes.benchmark.comparison import as_markdown, write_comparisons
-    from d2_cityscapes.data.synthetic import make_tree
 
     output = args.output or Path(f"benchmark_{args.mode}.json")
-    tree = args.cityscapes or args.work_dir / f"cityscapes_{args.split}"
-    if args.cityscapes is None:
-        counts = {"train": 0, "val": 0} | {args.split: args.images}
-        make_tree(tree, **counts, **SIZE, seed=1, progress=True)
 
     def report(found: "Sequence[Comparison]") -> None:
         print(as_markdown(found), flush=True)
 
-    measure = {"data": measure_data, "evaluation": measure_evaluation}[args.mode]
-    settings, comparisons = measure(args, tree, report)
+    measure = {
+        "data": measure_data,
+        "evaluation": measure_evaluation,
+        "minidl": measure_minidl,
+        "fusion": measure_fusion,
+    }[args.mode]
+    settings, comparisons = measure(args, report)
     write_comparisons(
         output,
         comparisons,
@@ -82,12 +108,24 @@ def main() -> None:
     print(f"wrote {output} and {output.with_suffix('.md')}")
 
 
-def measure_data(args: argparse.Namespace, tree: Path, report):
+def scenes(args: argparse.Namespace) -> Path:
+    """Root of the PNG tree, made first unless there is one."""
+    from d2_cityscapes.data.synthetic import make_tree
+
+    if args.cityscapes is not None:
+        return args.cityscapes
+    tree = args.work_dir / f"cityscapes_{args.split}"
+    counts = {"train": 0, "val": 0} | {args.split: args.images}
+    make_tree(tree, **counts, **SIZE, seed=1, progress=True)
+    return tree
+
+
+def measure_data(args: argparse.Namespace, report):
     from d2_cityscapes.benchmark.data import DataBenchmark, benchmark_data
     from d2_cityscapes.data.cityscapes import find_sources
     from d2_cityscapes.data.shard_writer import write_shards
 
-    shards = args.work_dir / "shards"
+    tree, shards = scenes(args), args.work_dir / "shards"
     write_shards(find_sources(tree, args.split), shards, split=args.split, progress=True)
     settings = DataBenchmark(
         cityscapes=tree,
@@ -101,17 +139,31 @@ def measure_data(args: argparse.Namespace, tree: Path, report):
     return settings, benchmark_data(settings, report=report)
 
 
-def measure_evaluation(args: argparse.Namespace, tree: Path, report):
+def measure_evaluation(args: argparse.Namespace, report):
     from d2_cityscapes.benchmark.evaluation import EvaluationBenchmark, benchmark_evaluation
 
     settings = EvaluationBenchmark(
-        cityscapes=tree,
+        cityscapes=scenes(args),
         tools=Path(__file__).parent,
         split=args.split,
         images=args.images,
         rounds=args.rounds,
     )
     return settings, benchmark_evaluation(settings, report=report)
+
+
+def measure_minidl(args: argparse.Namespace, report):
+    from d2_cityscapes.benchmark.minidl import MiniDLBenchmark, benchmark_minidl
+
+    settings = MiniDLBenchmark(rounds=args.rounds)
+    return settings, benchmark_minidl(settings, report=report)
+
+
+def measure_fusion(args: argparse.Namespace, report):
+    from d2_cityscapes.benchmark.fusion import FusionBenchmark, benchmark_fusion
+
+    settings = FusionBenchmark(rounds=args.rounds)
+    return settings, benchmark_fusion(settings, report=report)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,25 @@
-"""Losses without parameters. Boxes are half-open XYXY; R is the number of box pairs."""
+"""Losses without parameters.
+
+Shape letters: R pairs of half-open XYXY boxes; N images, C classes, H W pixels.
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["giou_loss"]
+__all__ = [
+    "bootstrapped_cross_entropy",
+    "giou_loss",
+    "mean_of_hardest",
+    "upsampled_cross_entropy",
+]
+
+_BAND = 1 << 22  # upsampled logits at a time: 16 MB
 
 
 def giou_loss(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
@@ -58,3 +72,106 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, and 0 without a gradient where the whole is 0."""
     empty = whole <= 0
     return torch.where(empty, 0.0, part / torch.where(empty, 1.0, whole))
+
+
+def bootstrapped_cross_entropy(
+    logits: Tensor, target: Tensor, top_k: float = 0.25, ignore_value: int = 255
+) -> Tensor:
+    """Cross entropy of the hardest pixels: of each image its mean over them, and the mean of these.
+
+    As the reference implementation of Porzi et al., "Seamless Scene Segmentation", CVPR 2019: void
+    pixels have a loss of 0, but count. Of an image that is void to nine tenths, a quarter of all
+    pixels is more than there are others, and zeros are averaged in. Computed in float32 at least,
+    also under autocast.
+
+    Args:
+        logits: (N, C, H, W).
+        target: (N, H, W) integer classes, or `ignore_value` for void.
+        top_k: part of the H * W pixels of each image that is kept, rounded up; 1 for the mean.
+        ignore_value: void in `target`.
+
+    Returns:
+        A scalar; 0, with a gradient of zeros, where all is void.
+    """
+    if logits.dim() != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            "expected logits (N, C, H, W) and a target (N, H, W), got "
+            f"{(*logits.shape,)} and {(*target.shape,)}"
+        )
+    return mean_of_hardest(_pixel_losses(logits, target, ignore_value), top_k)
+
+
+def upsampled_cross_entropy(
+    logits: Tensor, target: Tensor, scale: int, ignore_value: int = 255
+) -> Tensor:
+    """Cross entropy of each pixel of one image, from logits of a coarser grid.
+
+    The logits are upsampled (bilinear, corners not aligned) and cropped to the target. This is done
+    in bands of rows, and again in the backward pass: the upsampled logits, 160 MB for 19 classes
+    at 1024 x 2048, never exist as a whole.
+
+    Args:
+        logits: (C, h, w), from the top left corner of the image.
+        target: (H, W) integer classes, or `ignore_value`; H <= scale * h, W <= scale * w.
+        scale: pixels of the target along a side of a cell of the logits.
+        ignore_value: void in `target`; its loss is 0.
+
+    Returns:
+        (H, W) losses, float32 at least.
+    """
+    (_, h, w), (height, width) = logits.shape, target.shape
+    if height > scale * h or width > scale * w:
+        raise ValueError(
+            f"target {(height, width)} is larger than logits {(h, w)} upsampled {scale} times"
+        )
+    rows = max(_BAND // (len(logits) * scale * scale * w), 1)  # of cells
+    bands = []
+    for top in range(0, -(-height // scale), rows):
+        above = max(top - 1, 0)  # a row of neighbours on either side is interpolated with
+        cells = logits[:, above : top + rows + 1]
+        wanted = target[top * scale : (top + rows) * scale]
+        bands.append(
+            checkpoint(
+                _band_losses, cells, wanted, scale, (top - above) * scale, ignore_value,
+                use_reentrant=False, preserve_rng_state=False,
+            )
+        )  # fmt: skip
+    return torch.cat(bands)
+
+
+def mean_of_hardest(losses: Tensor, top_k: float) -> Tensor:
+    """Mean over images of the mean of the largest losses of each.
+
+    Args:
+        losses: (N, H, W).
+        top_k: part of the pixels that is kept, rounded up.
+    """
+    if not 0 < top_k <= 1:
+        raise ValueError(f"top_k is {top_k}; expected a part above 0, up to 1")
+    losses = losses.flatten(1)
+    kept = max(math.ceil(round(top_k * losses.shape[1], 6)), 1)  # 0.07 * 100 is 7, not a bit more
+    if kept < losses.shape[1]:
+        losses = losses.topk(kept, dim=1, sorted=False).values
+    return losses.mean(dim=1).mean()
+
+
+def _pixel_losses(logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
+    """(N, H, W) cross entropy of (N, C, H, W) logits, 0 on void."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    with torch.autocast(logits.device.type, enabled=False):
+        return F.cross_entropy(
+            logits.to(dtype), target.long(), ignore_index=ignore_value, reduction="none"
+        )
+
+
+def _band_losses(
+    cells: Tensor, target: Tensor, scale: int, skipped: int, ignore_value: int
+) -> Tensor:
+    """(B, W) losses of a band of the target, whose first row is row `skipped` of the cells'."""
+    dtype = torch.promote_types(cells.dtype, torch.float32)
+    upsampled = F.interpolate(
+        cells[None].to(dtype), scale_factor=scale, mode="bilinear", align_corners=False
+    )
+    height, width = target.shape
+    upsampled = upsampled[..., skipped : skipped + height, :width]
+    return _pixel_losses(upsampled, target[None], ignore_value)[0]

@@ -16,6 +16,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
 from d2_cityscapes.errors import D2CityscapesError
@@ -25,6 +26,7 @@ __all__ = ["DeepLabV3Segmentor"]
 
 _NETWORKS = {50: deeplabv3_resnet50, 101: deeplabv3_resnet101}
 _CLASSES = len(CITYSCAPES.classes)
+_AUX = "aux_classifier."
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,9 +37,12 @@ class DeepLabV3Segmentor(nn.Module):
     of channels than its 21, only the last layers of the two heads (``classifier.4`` and
     ``aux_classifier.4``) differ.
 
-    Void pixels are either left out of the loss, or trained as one more class (seed recipe: 20
-    channels). Predictions are the scores of the Cityscapes classes alone in both cases.
+    Void pixels are left out of the loss, or trained as one more class. Predictions are scores of
+    the Cityscapes classes alone in both cases.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -77,8 +82,10 @@ class DeepLabV3Segmentor(nn.Module):
         self.loss_weight = loss_weight
         self.aux_loss_weight = aux_loss_weight
         if aux_loss_weight == 0:
-            # no gradient will come: data-parallel training would wait for it
-            aux_classifier.requires_grad_(False)
+            # Its gradients stay None, so that no optimizer moves it; data-parallel training, which
+            # would wait for them, has to know. It is not frozen: that would ask for its weights.
+            resting = [name for name, _ in self.named_parameters() if name.startswith(_AUX)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, resting)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -143,7 +150,7 @@ class DeepLabV3Segmentor(nn.Module):
         }
 
     def _targets(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
-        """(N, h, w) channels to train; the padding of a smaller image is never void, but ignored."""
+        """(N, h, w) channels to train; padding of a smaller image is never void, but ignored."""
         maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
         if self.void_class >= 0:
             maps = [x.masked_fill(x == self.ignore_value, self.void_class) for x in maps]
@@ -162,8 +169,8 @@ def _network(depth: int, norm: str, channels: int) -> nn.Module:
     """torchvision's network with random weights."""
     if depth not in _NETWORKS:
         raise D2CityscapesError(
-            f"MODEL.RESNETS.DEPTH is {depth}; DeepLabV3Segmentor has 50 and 101, as the blocks of a "
-            "smaller ResNet have no dilation"
+            f"MODEL.RESNETS.DEPTH is {depth}; DeepLabV3Segmentor has 50 and 101, as the blocks of "
+            "smaller ResNets have no dilation"
         )
     network = _NETWORKS[depth](
         weights=None, weights_backbone=None, num_classes=channels, aux_loss=True

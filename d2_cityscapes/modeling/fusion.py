@@ -13,6 +13,7 @@ Porzi et al., "Seamless Scene Segmentation", CVPR 2019:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 
-__all__ = ["fuse_panoptic"]
+__all__ = ["best_classes", "fuse_panoptic"]
 
 SegmentInfo = dict[str, Any]
 
@@ -53,13 +54,15 @@ def fuse_panoptic(
             (train id, for things and stuff alike), "area" in pixels; things also have "score" and
             "instance_id" (their index in `instances`).
 
-    `evaluation.instance_ids.ids_of_panoptic` turns the two into a map of instance ids.
+    `evaluation.instance_ids.ids_of_panoptic` turns the two into a map of instance ids. Detectron2's
+    `Visualizer.draw_panoptic_seg` draws them with its own metadata of Cityscapes panoptics, e.g. of
+    "cityscapes_fine_panoptic_val". On a GPU nothing waits for single instances.
     """
-    labels = (sem_seg.argmax(dim=0) if sem_seg.dim() == 3 else sem_seg).to(torch.uint8)
-    ranks, order = _paint_things(instances, labels, overlap_threshold, score_threshold)
+    labels = best_classes(sem_seg) if sem_seg.dim() == 3 else sem_seg.to(torch.uint8)
     # One code a pixel: a stuff or thing class, then void, then the painted instances by rank.
     void = len(table.classes)
-    codes = torch.where(ranks > 0, ranks + void, labels.clamp(max=void))
+    codes = labels.clamp(max=void).int()
+    order = _paint_things(instances, codes, void, overlap_threshold, score_threshold)
     areas = torch.bincount(codes.flatten(), minlength=void + len(order) + 1).tolist()
     things = _thing_segments(instances, order, areas[void + 1 :], table)
     stuff = _stuff_segments(areas[:void], len(things), stuff_area_limit, table)
@@ -73,41 +76,65 @@ def fuse_panoptic(
     return _look_up(lookup, codes), things + stuff
 
 
+@torch.no_grad()
+def best_classes(scores: Iterable[Tensor]) -> Tensor:
+    """(H, W) uint8 class of the best score at each pixel, the first of equal ones.
+
+    A running maximum: the same as ``argmax(dim=0)``, which takes several times as long on the CPU,
+    and needs no more than one map at a time.
+
+    Args:
+        scores: (C, H, W), or one (H, W) map a class; up to 256 classes, no nan.
+    """
+    maps = iter(scores)
+    best = next(maps).clone()
+    classes = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for number, own in enumerate(maps, start=1):
+        # the larger number is always the later class, so that no pixel has to be chosen by a mask
+        torch.maximum(classes, (own > best).to(torch.uint8).mul_(number), out=classes)
+        torch.maximum(best, own, out=best)
+    return classes
+
+
 def _look_up(lookup: Tensor, codes: Tensor) -> Tensor:
-    """``lookup[codes]`` for a (L,) table and a map of integers."""
-    codes = codes if codes.dtype in (torch.int32, torch.int64) else codes.long()
+    """``lookup[codes]`` for a (L,) table and a map of int32 or int64."""
     return lookup.to(codes.device).index_select(0, codes.flatten()).view(codes.shape)
 
 
 def _paint_things(
-    instances: Any, labels: Tensor, overlap_threshold: float, score_threshold: float
-) -> tuple[Tensor, list[int]]:
+    instances: Any, codes: Tensor, void: int, overlap_threshold: float, score_threshold: float
+) -> list[int]:
     """Paint instances, best first, looking at the box of each only.
 
+    Args:
+        instances: as for `fuse_panoptic`.
+        codes: (H, W) int32, up to `void`; where the k-th best instance (from 1) is painted it
+            becomes ``void + k``.
+        void: the largest code of a free pixel.
+        overlap_threshold, score_threshold: as for `fuse_panoptic`.
+
     Returns:
-        ranks: (H, W) int32, k where the k-th best instance (from 1) was painted, otherwise 0.
-        order: the index of the k-th best instance at k - 1; some may have been dropped.
+        The index of the k-th best instance at k - 1; some may have been dropped.
     """
-    ranks = torch.zeros(labels.shape, dtype=torch.int32, device=labels.device)
     scores = instances.scores
     best_first = torch.argsort(scores, descending=True, stable=True)
     best_first = best_first[scores[best_first] > score_threshold]
     order = best_first.tolist()
     if not order:
-        return ranks, order
+        return order
     masks = instances.pred_masks
-    if masks.shape[1:] != ranks.shape:
-        raise ValueError(f"masks are {(*masks.shape[1:],)}, the image is {(*ranks.shape,)} (H, W)")
+    if masks.shape[1:] != codes.shape:
+        raise ValueError(f"masks are {(*masks.shape[1:],)}, the image is {(*codes.shape,)} (H, W)")
     for rank, (index, (x0, y0, x1, y1)) in enumerate(
         zip(order, _crops(instances, best_first), strict=True), start=1
     ):
-        mask = masks[index, y0:y1, x0:x1].to(ranks.device, torch.bool)
-        canvas = ranks[y0:y1, x0:x1]
-        free = mask & (canvas == 0)
+        mask = masks[index, y0:y1, x0:x1].to(codes.device, torch.bool)
+        canvas = codes[y0:y1, x0:x1]
+        free = mask & (canvas <= void)
         area = mask.sum()
         keep = (area - free.sum()).double() / area <= overlap_threshold  # 0 / 0 is NaN: not kept
-        canvas.masked_fill_(free & keep, rank)
-    return ranks, order
+        canvas.masked_fill_(free & keep, void + rank)
+    return order
 
 
 def _crops(instances: Any, order: Tensor) -> list[list[int]]:

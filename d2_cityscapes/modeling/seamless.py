@@ -7,43 +7,89 @@ from typing import Any
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
-from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import Instances
 
+from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.modeling.fusion import fuse_panoptic
+from d2_cityscapes.modeling.panoptic_postprocessing import (
+    postprocess_instances,
+    resize_scores,
+    resize_to_labels,
+)
+from d2_cityscapes.modeling.semantic_head import MiniDLSemSegHead
 
 __all__ = ["SeamlessPanoptic"]
 
 
 @META_ARCH_REGISTRY.register()
 class SeamlessPanoptic(PanopticFPN):
-    """Detectron2's `PanopticFPN` on Cityscapes train ids, fused with `fuse_panoptic`.
+    """Detectron2's `PanopticFPN` on the train ids of a street dataset, fused with `fuse_panoptic`.
 
-    It trains as `PanopticFPN` does, on "instances" (thing ids 0..7) and "sem_seg" (train ids 0..18,
-    things and stuff alike, 255 ignored). `PanopticFPN` itself fuses only if all things are semantic
-    class 0.
+    It trains as `PanopticFPN` does, on "instances" (thing ids, of Cityscapes 0..7) and "sem_seg"
+    (train ids, of Cityscapes 0..18, things and stuff alike, 255 ignored). `PanopticFPN` itself
+    fuses only if all things are semantic class 0.
+
+    Its parts make it the network of Porzi et al., "Seamless Scene Segmentation", CVPR 2019:
+    "build_seamless_resnet_fpn_backbone", "SeamlessRPNHead", "SeamlessROIHeads" with
+    "SeamlessBoxHead" and "SeamlessMaskHead", and "MiniDLSemSegHead". With those of Detectron2 it is
+    a Panoptic FPN. The losses are added, each with the weight that Detectron2 has for it
+    (MODEL.SEM_SEG_HEAD.LOSS_WEIGHT, PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT, ...).
     """
 
     @configurable
-    def __init__(self, *, combine: bool = True, **kwargs):
+    def __init__(
+        self,
+        *,
+        combine: bool = True,
+        sem_seg_scores: bool = True,
+        table: LabelTable = CITYSCAPES,
+        **kwargs,
+    ):
         """
         Args:
             combine: whether inference fuses (MODEL.PANOPTIC_FPN.COMBINE.ENABLED).
+            sem_seg_scores: whether inference gives semantic scores, else classes
+                (TEST.SEM_SEG_SCORES).
+            table: the classes: those of the configured datasets.
             kwargs: the arguments of `PanopticFPN`.
         """
         super().__init__(**kwargs)
         self.combine = combine
+        self.sem_seg_scores = sem_seg_scores
+        self.table = table
 
     @classmethod
     def from_config(cls, cfg):
-        _check(cfg)
-        combine = cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
+        table = label_table_of(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)
+        _check(cfg, table)
+        own = {
+            "table": table,
+            "combine": cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
+            "sem_seg_scores": cfg.TEST.SEM_SEG_SCORES,
+        }
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = True  # PanopticFPN warns that it ignores False
-        return {**super().from_config(cfg), "combine": combine}
+        return {**super().from_config(cfg), **own}
+
+    def forward(self, batched_inputs: list[dict[str, Any]]):
+        """Losses by name in training, else what `inference` returns.
+
+        `MiniDLSemSegHead` gets the semantic target of each image at its own size: it averages over
+        a part of all pixels, among which padding must not count.
+        """
+        if not self.training or not isinstance(self.sem_seg_head, MiniDLSemSegHead):
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        classes = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        _, losses = self.sem_seg_head(features, classes)
+        proposals, rpn_losses = self.proposal_generator(images, features, instances)
+        _, roi_losses = self.roi_heads(images, features, proposals, instances)
+        return {**losses, **rpn_losses, **roi_losses}
 
     def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True):
         """Predict.
@@ -53,25 +99,44 @@ class SeamlessPanoptic(PanopticFPN):
             do_postprocess: False returns the raw (Instances, logits) lists, as `PanopticFPN` does.
 
         Returns:
-            For each image "sem_seg" (C, H, W) logits, "instances", and "panoptic_seg" (what
-            `fuse_panoptic` returns) unless `combine` is off.
+            For each image "sem_seg" (C, H, W) logits, or if these are not wanted (H, W) uint8 train
+            ids, "instances", and "panoptic_seg" (what `fuse_panoptic` returns) unless `combine` is
+            off.
         """
-        detections, logits = super().inference(batched_inputs, do_postprocess=False)
         if not do_postprocess:
-            return detections, logits
+            return super().inference(batched_inputs, do_postprocess=False)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        logits = self._logits(features)
+        proposals, _ = self.proposal_generator(images, features, None)
+        detections, _ = self.roi_heads(images, features, proposals, None)
+        padded_size = tuple(images.tensor.shape[-2:])
         return [
-            self._postprocess(*row) for row in zip(batched_inputs, detections, logits, strict=True)
+            self._postprocess(*row, padded_size)
+            for row in zip(batched_inputs, detections, logits, strict=True)
         ]
 
+    def _logits(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(N, C, ., .) of the padded batch, or for classes only as coarse as in the head."""
+        head = self.sem_seg_head
+        if self.sem_seg_scores or not hasattr(head, "layers"):
+            return head(features, None)[0]
+        return head.layers(features)
+
     def _postprocess(
-        self, inputs: dict[str, Any], detections: Instances, logits: torch.Tensor
+        self,
+        inputs: dict[str, Any],
+        detections: Instances,
+        logits: torch.Tensor,
+        padded_size: tuple[int, int],
     ) -> dict[str, Any]:
-        size = inputs["image"].shape[-2:]
-        height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
-        result = {
-            "sem_seg": sem_seg_postprocess(logits, size, height, width),
-            "instances": detector_postprocess(detections, height, width),
-        }
+        image_size = tuple(inputs["image"].shape[-2:])
+        size = (inputs.get("height", image_size[0]), inputs.get("width", image_size[1]))
+        if self.sem_seg_scores:
+            sem_seg = resize_scores(logits, image_size, size)
+        else:
+            sem_seg = resize_to_labels(logits, padded_size, image_size, size)
+        result = {"sem_seg": sem_seg, "instances": postprocess_instances(detections, size)}
         if self.combine:
             result["panoptic_seg"] = fuse_panoptic(
                 result["sem_seg"],
@@ -79,20 +144,23 @@ class SeamlessPanoptic(PanopticFPN):
                 overlap_threshold=self.combine_overlap_thresh,
                 score_threshold=self.combine_instances_score_thresh,
                 stuff_area_limit=self.combine_stuff_area_thresh,
+                table=self.table,
             )
         return result
 
 
-def _check(cfg) -> None:
+def _check(cfg, table: LabelTable) -> None:
     """Refuse a config that would train, but on classes that mean something else."""
     expected = {
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            len(CITYSCAPES.classes),
+            len(table.classes),
         ),
-        "MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(CITYSCAPES.things)),
+        "MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(table.things)),
         "MODEL.MASK_ON": (cfg.MODEL.MASK_ON, True),
     }
     for key, (value, wanted) in expected.items():
         if value != wanted:
-            raise D2CityscapesError(f"{key} is {value}; SeamlessPanoptic needs {wanted}")
+            raise D2CityscapesError(
+                f"{key} is {value}; SeamlessPanoptic needs {wanted} for {table.name}"
+            )

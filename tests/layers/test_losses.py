@@ -1,11 +1,22 @@
-"""giou_loss: hand-worked values, properties, an independent slow version, gradients."""
+"""Losses: hand-worked and golden values, properties, independent slow versions, gradients."""
 
+import math
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from d2_cityscapes.layers.losses import giou_loss
+from d2_cityscapes.layers import losses
+from d2_cityscapes.layers.losses import (
+    bootstrapped_cross_entropy,
+    giou_loss,
+    mean_of_hardest,
+    upsampled_cross_entropy,
+)
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
 coordinate = st.integers(-50, 50).map(float)
@@ -124,3 +135,151 @@ def test_refuses_wrong_arguments():
         giou_loss(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="reduction"):
         giou_loss(torch.zeros(3, 4), torch.zeros(3, 4), "average")
+
+
+def logits_of(pixel_losses) -> torch.Tensor:
+    """(1, 2, H, W) logits whose cross entropy with class 0 is `pixel_losses`, (H, W), above 0."""
+    wanted = torch.tensor(pixel_losses, dtype=torch.float64)
+    return torch.stack([torch.zeros_like(wanted), wanted.expm1().log()])[None]
+
+
+@pytest.mark.parametrize(
+    ("top_k", "expected"),
+    [
+        (0.25, (8 + 7) / 2),  # 1.5 of 6 pixels, rounded up
+        (0.5, (8 + 7 + 3) / 3),
+        (5 / 6, (8 + 7 + 3 + 2 + 0) / 5),  # more than there are beside void
+        (1.0, 20 / 6),  # void counts
+    ],
+)
+def test_hardest_pixels_by_hand(top_k, expected):
+    logits = logits_of([[3.0, 9.0, 8.0], [2.0, 9.0, 7.0]])
+    target = torch.tensor([[[0, 255, 0], [0, 255, 0]]])
+    loss = bootstrapped_cross_entropy(logits, target, top_k)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_each_image_has_its_own_hardest_pixels():
+    images = [logits_of([[1.0, 2.0]]), logits_of([[30.0, 40.0]])]
+    loss = bootstrapped_cross_entropy(torch.cat(images), torch.zeros(2, 1, 2).long(), 0.5)
+    assert loss.item() == pytest.approx((2 + 40) / 2)
+
+
+def test_only_the_hardest_pixels_have_a_gradient():
+    logits = logits_of([[3.0, 9.0, 8.0], [2.0, 9.0, 7.0]]).requires_grad_()
+    target = torch.tensor([[[0, 7, 0], [0, 7, 0]]], dtype=torch.uint8)
+    bootstrapped_cross_entropy(logits, target, 0.25, ignore_value=7).backward()
+    moved = logits.grad[0].abs().sum(dim=0) > 0
+    assert moved.tolist() == [[False, False, True], [False, False, True]]
+
+
+@pytest.fixture(scope="module")
+def golden(repository):
+    return np.load(repository / "tests" / "golden" / "semantic_loss.npz")
+
+
+def test_golden_losses(golden):
+    cases = [name.removesuffix("/num_images") for name in golden if name.endswith("/num_images")]
+    assert cases
+    for case in cases:
+        count = int(golden[f"{case}/num_images"])
+        for name, top_k in (("none", 1.0), ("0.25", 0.25), ("0.10", 0.1), ("1.00", 1.0)):
+            logits = [
+                torch.from_numpy(golden[f"{case}/logits{j}"]).requires_grad_() for j in range(count)
+            ]
+            labels = [torch.from_numpy(golden[f"{case}/labels{j}"]) for j in range(count)]
+            images = [
+                bootstrapped_cross_entropy(x[None], y[None], top_k)
+                for x, y in zip(logits, labels, strict=True)
+            ]
+            loss = torch.stack(images).mean()
+            expected = golden[f"{case}/loss_ohem_{name}"].item()
+            assert loss.item() == pytest.approx(expected, abs=1e-5, rel=1e-5)
+            loss.backward()
+            for j, x in enumerate(logits):
+                total = golden[f"{case}/grad_abs_sum_ohem_{name}"][j]
+                assert x.grad.abs().sum().item() == pytest.approx(total, rel=1e-4)
+                moved = golden[f"{case}/grad_nonzero_pixels_ohem_{name}"][j]
+                assert (x.grad.abs().sum(dim=0) > 0).sum() == moved
+
+
+def test_only_void_gives_zero_with_a_graph():
+    logits = torch.randn(2, 3, 4, 5, requires_grad=True)
+    loss = bootstrapped_cross_entropy(logits, torch.full((2, 4, 5), 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+@no_deadline
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 20), st.floats(0, 1))
+def test_equals_sorting(height, width, twentieths, void):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, height, width, dtype=torch.float64)
+    target = torch.randint(4, (2, height, width))
+    target[torch.rand(target.shape) < void] = 255
+    expected = 0.0
+    for x, y in zip(logits.exp() / logits.exp().sum(1, keepdim=True), target, strict=True):
+        of_pixels = sorted(
+            0.0 if y[i, j] == 255 else -math.log(x[y[i, j], i, j])
+            for i in range(height)
+            for j in range(width)
+        )
+        kept = math.ceil(Fraction(twentieths, 20) * height * width)
+        expected += sum(of_pixels[-kept:]) / kept / 2
+    loss = bootstrapped_cross_entropy(logits, target, twentieths / 20)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_all_pixels_without_void_are_the_plain_cross_entropy():
+    logits, target = torch.randn(2, 5, 6, 7), torch.randint(5, (2, 6, 7))
+    torch.testing.assert_close(
+        bootstrapped_cross_entropy(logits, target, 1.0), F.cross_entropy(logits, target)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_is_float32_under_autocast(dtype):
+    logits = torch.randn(1, 3, 4, 5).to(dtype).requires_grad_()
+    target = torch.randint(3, (1, 4, 5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = bootstrapped_cross_entropy(logits, target)
+        of_pixels = upsampled_cross_entropy(logits[0], target[0], 1)
+    assert loss.dtype == of_pixels.dtype == torch.float32
+    torch.testing.assert_close(loss, bootstrapped_cross_entropy(logits.float(), target))
+    loss.backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@settings(no_deadline, max_examples=40)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    scale=st.sampled_from([1, 2, 4]),
+    cropped=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    rows=st.integers(1, 4),
+)
+def test_bands_equal_the_whole_picture(size, scale, cropped, rows):
+    torch.manual_seed(0)
+    logits = torch.randn(3, *size, dtype=torch.float64, requires_grad=True)
+    height, width = (max(n * scale - cut, 1) for n, cut in zip(size, cropped, strict=True))
+    target = torch.randint(4, (height, width))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_BAND", rows * 3 * scale * scale * size[1])
+        found = upsampled_cross_entropy(logits, target, scale, ignore_value=3)
+    whole = F.interpolate(logits[None], scale_factor=scale, mode="bilinear")[..., :height, :width]
+    expected = F.cross_entropy(whole, target[None], ignore_index=3, reduction="none")[0]
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(height, width, dtype=torch.float64)
+    gradients = [torch.autograd.grad((x * weights).sum(), logits)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_cross_entropy_refuses_wrong_arguments():
+    logits, target = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5).long()
+    with pytest.raises(ValueError, match=r"got \(2, 3, 4, 5\) and \(4, 5\)"):
+        bootstrapped_cross_entropy(logits, target[0])
+    for top_k in (0, 1.1):
+        with pytest.raises(ValueError, match="top_k"):
+            mean_of_hardest(torch.zeros(1, 2, 2), top_k)
+    with pytest.raises(ValueError, match="larger than logits"):
+        upsampled_cross_entropy(logits[0], torch.zeros(9, 10).long(), 2)

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
 from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.modeling.fusion import fuse_panoptic
+from d2_cityscapes.modeling.fusion import best_classes, fuse_panoptic
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "panoptic_fusion.npz"
 ROAD, SIDEWALK, BUILDING, CAR = 0, 1, 2, 13
@@ -203,6 +206,36 @@ def test_refuses_what_does_not_fit(found, message):
         fuse_panoptic(torch.zeros(SIZE, dtype=torch.int64), found)
 
 
+# --- the best class of scores ---
+
+
+@given(
+    st.integers(1, 20), st.integers(1, 12), st.integers(1, 12), st.integers(1, 50), st.integers(0)
+)
+@settings(max_examples=50, deadline=None)
+def test_best_classes_are_argmax(number, height, width, values, seed):
+    generator = torch.Generator().manual_seed(seed % 2**60)
+    scores = torch.randint(-values, values, (number, height, width), generator=generator).float()
+    expected = scores.argmax(dim=0)  # of equal scores, many here, the first
+    for form in (
+        scores,
+        (own for own in scores),
+        scores.permute(1, 2, 0).contiguous().movedim(2, 0),
+    ):
+        classes = best_classes(form)
+        assert classes.dtype == torch.uint8
+        assert torch.equal(classes.long(), expected)
+
+
+def test_best_classes_of_extremes():
+    infinite = float("inf")
+    scores = torch.tensor([[-infinite, infinite, 0.0], [-infinite, infinite, infinite]])[:, None]
+    assert best_classes(scores).tolist() == [[0, 0, 1]]
+    scores = torch.zeros(256, 1, 1)
+    scores[255] = 1
+    assert best_classes(scores.requires_grad_()).item() == 255
+
+
 # --- instance ids ---
 
 
@@ -263,3 +296,65 @@ def test_equals_detectron2_under_its_rules(seed, boxes):
         assert ours.get("score") == theirs.get("score")
         assert ours.get("instance_id") == theirs.get("instance_id")
         assert ours["area"] == (expected == theirs["id"]).sum()
+
+
+# --- what it costs, and what it is for ---
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would stop for a GPU: values read, and shapes that depend on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        by_mask = name.startswith("aten::index") and any(
+            index is not None and index.dtype == torch.bool
+            for index in (args[1] if isinstance(args[1], list | tuple) else ())
+        )
+        self.count += by_mask or any(name.startswith(f"aten::{own}") for own in self.NAMES)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_single_instances():
+    counts = []
+    for number in (2, 40):
+        boxes = torch.tensor([[i / 8, 0.0, 10.0, 5.0] for i in range(number)])
+        found = instances(
+            rectangles(SIZE, *boxes.int().tolist()), [0] * number, [0.9] * number, boxes
+        )
+        with Waits() as waits:
+            fuse_panoptic(torch.rand(19, *SIZE), found)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
+
+
+def test_the_visualizer_draws_it():
+    visualizer = pytest.importorskip("detectron2.utils.visualizer")
+    from detectron2.data import MetadataCatalog
+
+    size = (100, 200)
+    semantic = torch.full(size, ROAD)
+    semantic[:50] = BUILDING
+    semantic[:, 150:] = CAR  # void: no instance takes it
+    found = instances(
+        rectangles(size, (20, 20, 60, 60), (80, 30, 120, 90)), [CAR_THING, PERSON_THING], [0.9, 0.8]
+    )
+    panoptic, segments = fuse_panoptic(semantic, found, stuff_area_limit=1)
+    metadata = MetadataCatalog.get("cityscapes_fine_panoptic_val")
+    drawn = visualizer.Visualizer(np.zeros((*size, 3), dtype=np.uint8), metadata)
+    drawn.draw_panoptic_seg(panoptic, segments, alpha=1.0)
+    picture = drawn.output.get_image().astype(int)
+    captions = {text.get_text().split()[0] for text in drawn.output.ax.texts}
+    assert captions == {"road", "building", "car", "person"}
+    road, building, car, person, void = (
+        tuple(picture[y, x]) for y, x in [(95, 10), (5, 10), (45, 25), (80, 85), (50, 180)]
+    )
+    np.testing.assert_allclose(road, CITYSCAPES.classes[ROAD].color, atol=2)
+    np.testing.assert_allclose(building, CITYSCAPES.classes[BUILDING].color, atol=2)
+    assert void == (0, 0, 0)
+    assert len({road, building, car, person, void}) == 5  # things are in random shades

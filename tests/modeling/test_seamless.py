@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.fusion import fuse_panoptic
@@ -101,3 +102,16 @@ def test_refuses_other_classes(panoptic_cfg, key, value):
     panoptic_cfg.merge_from_list([key, value])
     with pytest.raises(D2CityscapesError, match=f"{key} is {value}; SeamlessPanoptic needs"):
         build_model(panoptic_cfg)
+
+
+def test_the_classes_are_those_of_the_dataset(repository):
+    opts = ["DATASETS.TRAIN", '("idd_shards_train",)', "MODEL.DEVICE", "cpu"]
+    config = repository / "configs" / "quick" / "panoptic.yaml"
+    with pytest.raises(D2CityscapesError, match=r"NUM_CLASSES is 19; .* needs 26 for idd"):
+        build_model(load_config(config, opts))
+    opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "26", "MODEL.ROI_HEADS.NUM_CLASSES", "9"]
+    model = build_model(load_config(config, opts)).eval()
+    with torch.no_grad():
+        (found,) = model([{"image": torch.zeros(3, 64, 128, dtype=torch.uint8)}])
+    assert model.table.name == "idd"
+    assert found["sem_seg"].shape == (26, 64, 128)

@@ -1,0 +1,143 @@
+"""MiniDL: local detail, wider surroundings and context of one feature map, fused.
+
+From Porzi et al., "Seamless Scene Segmentation", CVPR 2019, as its reference implementation has it:
+the last convolution is 1x1, where the text says 3x3, and one norm serves all three branches.
+
+Shape letters: N images, C channels, H W cells of the feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MiniDL", "init_conv", "sliding_mean"]
+
+Norm = str | Callable[[int], nn.Module | None]
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "": lambda channels: nn.Identity(),
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "GN": lambda channels: nn.GroupNorm(32, channels),
+}
+
+
+class MiniDL(nn.Module):
+    """Three branches side by side: 3x3, dilated 3x3, and averages over a large sliding window.
+
+    All convolutions are without bias. The window of the third branch moves by one cell, is never
+    larger than the map, and its averages are extended to the size of the map by repeating those at
+    the border: (k - 1) // 2 cells before, k // 2 after.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 128,
+        pool_size: Sequence[int] = (64, 64),
+        dilation: int = 6,
+        norm: Norm = "BN",
+        *,
+        slope: float = 0.01,
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of the input.
+            channels: of each branch, and of the output.
+            pool_size: (height, width) of the window, in cells.
+            dilation: of the second branch.
+            norm: "BN", "SyncBN", "GN" (32 groups) or "" for none; or a function from a number of
+                channels to a module, or to None for none.
+            slope: of the leaky ReLU after each norm.
+        """
+        super().__init__()
+        if len(pool_size) != 2 or min(pool_size) < 1:
+            raise ValueError(f"pool_size {pool_size}; expected (height, width), both at least 1")
+        self.pool_size = tuple(pool_size)
+        self.slope = slope
+        self.branch_local = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.branch_dilated = nn.Conv2d(
+            in_channels, channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
+        self.branch_context = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.branch_norm = _make_norm(norm, 3 * channels)
+        self.fuse = nn.Conv2d(3 * channels, channels, 1, bias=False)
+        self.fuse_norm = _make_norm(norm, channels)
+        gain = nn.init.calculate_gain("leaky_relu", slope)
+        for conv in (self.branch_local, self.branch_dilated, self.branch_context, self.fuse):
+            init_conv(conv, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, channels, H, W), for any H and W."""
+        branches = (self.branch_local(x), self.branch_dilated(x), self.context(x))
+        hidden = self._activate(self.branch_norm(torch.cat(branches, dim=1)))
+        return self._activate(self.fuse_norm(self.fuse(hidden)))
+
+    def context(self, x: Tensor) -> Tensor:
+        """The third branch before its norm: (N, in_channels, H, W) to (N, channels, H, W).
+
+        Averaging and the 1x1 convolution can change places. So each is done where the tensor is
+        smallest: an axis that the window covers is averaged away first, the convolution comes
+        before the sliding windows if it has fewer channels to hand on than it gets.
+        """
+        windows = dict(zip((2, 3), self.pool_size, strict=True))
+        covered = [axis for axis, window in windows.items() if window >= x.shape[axis]]
+        averages = x.mean(covered, keepdim=True) if covered else x
+        convolve_first = self.fuse.out_channels <= x.shape[1]
+        if convolve_first:
+            averages = self.branch_context(averages)
+        for axis, window in windows.items():
+            if axis not in covered:
+                averages = sliding_mean(averages, window, axis)
+        if not convolve_first:
+            averages = self.branch_context(averages)
+        return averages.expand(-1, -1, *x.shape[2:])
+
+    def _activate(self, x: Tensor) -> Tensor:
+        # in place: neither a norm nor a convolution needs its output for the gradient
+        return F.leaky_relu(x, self.slope, inplace=True)
+
+
+def sliding_mean(x: Tensor, window: int, axis: int) -> Tensor:
+    """Means over a window that slides by one cell along one axis, as long as that axis.
+
+    Written as a product with a band matrix: of all ways to share the sums of neighbouring windows
+    it is the quickest with its gradient, adds at most `window` numbers and cannot overflow. Cells
+    that are not finite spoil their whole line.
+
+    Args:
+        x: (N, C, H, W).
+        window: cells; the axis has at least as many.
+        axis: 2 or 3.
+
+    Returns:
+        (N, C, H, W): the means, the first repeated (window - 1) // 2 times before, the last
+        window // 2 times after.
+    """
+    length = x.shape[axis]
+    cells = torch.arange(length, device=x.device)
+    begins = (cells - (window - 1) // 2).clamp(0, length - window)[:, None]
+    weights = ((cells >= begins) & (cells < begins + window)).to(x.dtype) / window
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        inner = x.permute(0, 2, 3, 1)  # (N, H, W, C), as it lies in memory, and so will the result
+        return (weights @ inner.flatten(axis)).view(inner.shape).permute(0, 3, 1, 2)
+    return weights @ x if axis == 2 else x @ weights.T
+
+
+def init_conv(conv: nn.Conv2d, gain: float) -> None:
+    """Normal weights of Glorot and Bengio's variance times the gain squared; a bias of 0."""
+    nn.init.xavier_normal_(conv.weight, gain)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def _make_norm(norm: Norm, channels: int) -> nn.Module:
+    if isinstance(norm, str):
+        if norm not in _NORMS:
+            raise ValueError(f"norm {norm!r}; expected one of {list(_NORMS)} or a function")
+        return _NORMS[norm](channels)
+    return norm(channels) or nn.Identity()
