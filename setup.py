@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 _JPEG2000 = ["imagecodecs>=2026.1.14"]
+_POSTGRESQL = ["psycopg2-binary>=2.9"]
 # what stock Detectron2 needs to read the PNG tree, and a gauge of memory
 _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
 
@@ -28,11 +29,14 @@ setup(
         "scikit-learn>=1.3",
         "matplotlib>=3.7",
         "tqdm>=4.60",
+        "optuna>=4.0",
+        "scipy>=1.10",
     ],
     extras_require={
         # PNGs decoded in a third of the time; built from source, which needs a C++ compiler
         "png": ["pywuffs>=2.0.1"],
         "jpeg2000": _JPEG2000,  # to write and read shards with --image-codec jpeg2000-ht
+        "postgresql": _POSTGRESQL,  # tools/search.py --storage postgresql://
         "benchmark": _BENCHMARK,  # tools/benchmark.py
         "dev": [
             "pytest>=8",
@@ -41,6 +45,7 @@ setup(
             "mypy>=1.10",
             *_JPEG2000,
             *_BENCHMARK,
+            *_POSTGRESQL,
         ],
     },
 )

@@ -7,7 +7,11 @@ import inspect
 
 import pytest
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
 import d2_cityscapes as d2c
@@ -21,9 +25,10 @@ NAMES = {
         "CityscapesShardMapper",
         "register_cityscapes_shards",
     ],
-    "d2_cityscapes.layers": ["giou_loss"],
+    "d2_cityscapes.layers": ["MiniDL", "bootstrapped_cross_entropy", "giou_loss"],
     "d2_cityscapes.modeling": ["fuse_panoptic", "build_model", "freeze_modules"],
     "d2_cityscapes.engine": ["Trainer", "FreezeHook", "ValidationLossHook", "load_config"],
+    "d2_cityscapes.convert": ["convert_file", "torchvision_to_detectron2", "coco_to_cityscapes"],
     "d2_cityscapes.structures": ["IdMapMasks"],
     "d2_cityscapes.evaluation": ["PanopticQuality", "build_evaluator"],
 }
@@ -40,7 +45,8 @@ def test_public_names_exist_and_are_listed(module):
 def test_importing_the_package_registers_its_components():
     assert "GIoUROIHeads" in ROI_HEADS_REGISTRY
     assert "KMeansAnchorGenerator" in ANCHOR_GENERATOR_REGISTRY
-    assert "SeamlessPanoptic" in META_ARCH_REGISTRY
+    assert {"SeamlessPanoptic", "DeepLabV3Segmentor"} <= set(dict(META_ARCH_REGISTRY))
+    assert "MiniDLSemSegHead" in SEM_SEG_HEADS_REGISTRY
     roles = ("train", "val", "train_extra", "val_select", "val_report")
     assert {f"cityscapes_shards_{role}" for role in roles} <= set(DatasetCatalog.list())
 
