@@ -28,10 +28,10 @@ $(ready): constraints.txt setup.py tools/install_detectron2.py
 	  || echo 'pywuffs was not built (it needs a C++ compiler): Pillow decodes PNGs, three times as slowly'
 	touch $@
 
-demo: $(ready)  ## everything from nothing: synthetic scenes, shards, anchors, stages 0-3, report
+demo: $(ready)  ## everything from nothing: synthetic scenes, shards, anchors, stages 0-4, report
 	$(python) datasets/make_synthetic.py --output $(DEMO)/cityscapes --train 120 --val 240 --height 256 --width 512 --seed 1 --workers 2
 	$(python) datasets/prepare_shards.py --cityscapes $(DEMO)/cityscapes --output $(shards) --verify
-	$(demo_env) $(python) tools/run_stages.py --config-dir configs/demo --output-dir $(DEMO)/stages
+	$(demo_env) $(python) tools/run_stages.py --config-dir configs/demo --output-dir $(DEMO)/stages --stages 0 1 2 3 4
 
 test: $(ready)  ## everything from nothing: the environment, then the test suite
 	$(python) -m pytest
