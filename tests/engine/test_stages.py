@@ -87,8 +87,8 @@ def test_a_stage_alone_needs_trained_weights(repository, tmp_path, tiny_opts):
 
 
 def test_mistakes_are_found_before_the_first_stage(repository, tmp_path, tiny_opts):
-    with pytest.raises(StageError, match="stage 4"):
-        _plan(repository, tmp_path, tiny_opts, stages=[0, 4])
+    with pytest.raises(StageError, match="stage 5"):
+        _plan(repository, tmp_path, tiny_opts, stages=[0, 5])
     with pytest.raises(ConfigError, match="unknown config key"):
         _plan(repository, tmp_path, ["SOLVER.NONSENSE", "1"])
     with pytest.raises(ConfigError, match="is not registered"):
