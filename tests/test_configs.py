@@ -17,6 +17,7 @@ from d2_cityscapes.modeling.build import build_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+MODELS = [name for name in FILES if not name.startswith("search/")]  # those describe searches
 AS_RUN, ABLATIONS = "baselines/staged_as_run", "baselines/ablations"
 
 
@@ -24,7 +25,7 @@ def read(name: str, device: str = "cpu") -> CfgNode:
     return load_config(CONFIGS / name, ["MODEL.DEVICE", device], train=False)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MODELS)
 def test_it_builds_its_model(name):
     with torch.device("meta"):  # every layer and shape, without drawing 40 million random weights
         model = build_model(read(name, device="meta"))

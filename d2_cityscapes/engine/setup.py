@@ -54,9 +54,10 @@ def load_config(
     """Read a config, apply overrides, and settle what depends on data and machine.
 
     Lengths in SOLVER.EPOCHS become iterations, for which DATASETS.TRAIN is read; without any, no
-    dataset is. E epochs are E * images / IMS_PER_BATCH, rounded up: 4 epochs of 2975 images are
-    2975 iterations of 4. The images are those that train: after FILTER_EMPTY_ANNOTATIONS and
-    RANDOM_SUBSET_RATIO, each counted once whatever the sampler repeats.
+    dataset is. E epochs are E * images / (IMS_PER_BATCH * ACCUMULATE_STEPS), rounded up: 4 epochs
+    of 2975 images are 2975 iterations of 4. The images are those that train: after
+    FILTER_EMPTY_ANNOTATIONS and RANDOM_SUBSET_RATIO, each counted once whatever the sampler
+    repeats.
 
     Without a usable GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED False, as
     Detectron2's mixed precision needs CUDA; each with a logged line.
@@ -173,9 +174,13 @@ def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
         cfg.SOLVER.EPOCHS[key] = type(epochs)()
     if not lengths:
         return
-    if cfg.SOLVER.IMS_PER_BATCH < 1:
-        raise ConfigError(f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use a positive number")
-    epoch = Fraction(_count_training_images(cfg), cfg.SOLVER.IMS_PER_BATCH)
+    batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
+    if batch < 1:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, ACCUMULATE_STEPS "
+            f"{cfg.SOLVER.ACCUMULATE_STEPS}: use positive numbers"
+        )
+    epoch = Fraction(_count_training_images(cfg), batch)
     for (section, key), epochs in lengths.items():
         cfg[section][key] = (
             tuple(_iterations(key, step, epoch) for step in epochs)

@@ -19,6 +19,7 @@ from torch import nn
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.engine.accumulation import accumulating
 from d2_cityscapes.engine.checkpoint import Checkpointer
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.optimizer import build_optimizer
@@ -53,11 +54,14 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Trains from shards, guards frozen modules, and writes results.json when it evaluates.
 
+    An iteration is an optimizer step, over SOLVER.ACCUMULATE_STEPS batches.
+
     A resumed run sees the images and draws the random numbers that it would have without the stop.
     """
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
+        self._trainer = accumulating(self._trainer, cfg.SOLVER.ACCUMULATE_STEPS)
         self.checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
@@ -153,7 +157,8 @@ class Trainer(DefaultTrainer):
         self._trainer.load_state_dict(state_dict["_trainer"])
         data = state_dict.get("data")
         if data is None:
-            seen = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH
+            solver = self.cfg.SOLVER
+            seen = (self.iter + 1) * solver.IMS_PER_BATCH * solver.ACCUMULATE_STEPS
             logger.warning("checkpoint without a position in the data: going on at image %d", seen)
             data = {"seed": self.data_loader.seed, "position": seen}
         self.data_loader.load_state_dict(data)
