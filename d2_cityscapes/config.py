@@ -76,8 +76,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
 
     # "SGD" (Detectron2's own optimizer, with SOLVER.MOMENTUM and NESTEROV), "ADAM" or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Batches of IMS_PER_BATCH images whose gradients make one optimizer step. MAX_ITER and all other
-    # lengths count optimizer steps; the effective batch is IMS_PER_BATCH * ACCUMULATE_STEPS.
+    # Batches of IMS_PER_BATCH images whose gradients make one optimizer step. MAX_ITER and all the
+    # other lengths count optimizer steps; the effective batch is IMS_PER_BATCH * ACCUMULATE_STEPS.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # SOLVER.LR_SCHEDULER_NAME may also be "WarmupConstantLR" and "ReduceLROnPlateau".
     # Learning rate at the end of "WarmupCosineLR" (Detectron2 after 0.6 has this key too).

@@ -1,0 +1,119 @@
+"""One folder for each trial: its config, what it shall do, and all that it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from d2_cityscapes.files import write_atomically
+from d2_cityscapes.search.errors import SearchError
+from d2_cityscapes.search.plan import Objective
+from d2_cityscapes.search.process import Outcome, read_outcome
+
+__all__ = ["TrialFolders", "TrialJob", "read_job", "remove_checkpoints", "write_job"]
+
+_JOB = "trial.json"
+_SEARCH = "search.json"
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What the process of a trial does, beside its config.
+
+    Attributes:
+        study: id of the study, see `describe`.
+        number: of the trial.
+        values: name -> sampled value, all of them in the config.
+        objective: see there.
+        period: iterations between two reports.
+    """
+
+    study: str
+    number: int
+    values: Mapping[str, Any]
+    objective: Objective
+    period: int
+
+
+class TrialFolders:
+    """The folders of a study's trials on this machine: trial_0007 and so on."""
+
+    def __init__(self, root: Path, study: str) -> None:
+        """
+        Args:
+            root: where they are.
+            study: its id.
+
+        Raises:
+            SearchError: the folder holds trials of another study.
+        """
+        self.root = root
+        self._study = study
+        holder = root / _SEARCH
+        if holder.is_file():
+            if json.loads(holder.read_text()).get("study") != study:
+                raise SearchError(
+                    f"{root}: holds the trials of another study; name another --output-dir, or its "
+                    "--storage and --study-name"
+                )
+        else:
+            write_atomically(holder, [json.dumps({"study": study}).encode()])
+
+    def path(self, number: int) -> Path:
+        return self.root / f"trial_{number:04d}"
+
+    def find_outcome(self, number: int) -> Outcome | None:
+        """What a trial of this study left here; None for nothing."""
+        return read_outcome(self.path(number)) if self._holds(self.path(number), number) else None
+
+    def prepare(self, job: TrialJob, cfg: CfgNode, *, continues: tuple[int, ...] = ()) -> Path:
+        """Make the folder of a trial ready, with config.yaml.
+
+        Args:
+            job: of the trial.
+            cfg: with this folder as OUTPUT_DIR.
+            continues: trials whose checkpoints it goes on from: the last one that was here.
+        """
+        folder = self.path(job.number)
+        for number in reversed(continues):
+            if not folder.exists() and self._holds(self.path(number), number):
+                os.rename(self.path(number), folder)
+        write_job(folder, job, cfg)
+        return folder
+
+    def _holds(self, folder: Path, number: int) -> bool:
+        try:
+            job = read_job(folder)
+        except SearchError:
+            return False
+        return (job.study, job.number) == (self._study, number)
+
+
+def write_job(folder: Path, job: TrialJob, cfg: CfgNode) -> None:
+    """What the process of a trial reads: config.yaml and trial.json."""
+    write_atomically(folder / "config.yaml", [cfg.dump().encode()])
+    write_atomically(folder / _JOB, [json.dumps(asdict(job), indent=1).encode()])
+
+
+def remove_checkpoints(folder: Path) -> None:
+    for path in (*folder.glob("model_*.pth"), folder / "last_checkpoint"):
+        path.unlink(missing_ok=True)
+
+
+def read_job(folder: Path) -> TrialJob:
+    """The job of a trial's folder.
+
+    Raises:
+        SearchError: there is none.
+    """
+    try:
+        fields = json.loads((folder / _JOB).read_text())
+        return TrialJob(**fields | {"objective": Objective(**fields["objective"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SearchError(f"{folder}: not the folder of a trial ({error})") from error

@@ -1,0 +1,176 @@
+"""The answer of a search in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from scipy import stats
+
+from d2_cityscapes.search.confirm_table import top_trials
+from d2_cityscapes.search.importance import (
+    LEVEL,
+    MIN_TRIALS,
+    Importance,
+    finished_trials,
+    importances,
+    p_text,
+    why_no_importances,
+)
+
+__all__ = [
+    "Luck",
+    "importance_cells",
+    "importance_verdict",
+    "luck",
+    "objective_name",
+    "param_text",
+    "state_counts",
+    "summary",
+]
+
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class Luck:
+    """How far the best trial is from the rest.
+
+    Attributes:
+        z: standard deviations between the best value and the mean of all of them.
+        p: probability that the best of as many draws from one normal distribution is farther.
+        count: number of complete trials.
+    """
+
+    z: float
+    p: float
+    count: int
+
+
+def luck(study: optuna.Study) -> Luck | None:
+    """Of the best complete trial; None for fewer than `MIN_TRIALS` of them, or equal values."""
+    values = np.array([trial.value for trial in finished_trials(study)])
+    if len(values) < MIN_TRIALS or values.std() == 0:
+        return None
+    best = values.max() if study.direction == StudyDirection.MAXIMIZE else values.min()
+    z = abs(float(best - values.mean())) / float(values.std(ddof=1))
+    return Luck(z, float(-np.expm1(len(values) * stats.norm.logcdf(z))), len(values))
+
+
+def summary(study: optuna.Study, *, found: Sequence[Importance] | None = None) -> str:
+    """The best trial, whether it is more than luck, and which parameters act.
+
+    Args:
+        study: in any state.
+        found: its `importances`; None to compute them.
+    """
+    lines = [f"study {study.study_name}: {state_counts(study)}; {objective_name(study)}"]
+    top = top_trials(study, _TOP)
+    if not top:
+        return "\n".join([*lines, "no trial is complete: there is no best one"])
+    values = np.array([trial.value for trial in finished_trials(study)])
+    lines.append(f"best: trial {top[0].number}, {top[0].value:.5g}")
+    width = max(map(len, top[0].params), default=0)
+    lines += [f"    {name:<{width}}  {param_text(top[0], name)}" for name in top[0].params]
+    if top[1:]:
+        following = ", ".join(f"{trial.value:.5g} (trial {trial.number})" for trial in top[1:])
+        lines.append(f"next: {following}")
+        spread = f", standard deviation {values.std(ddof=1):.2g}"
+        lines.append(f"all: median {np.median(values):.5g}{spread}")
+    lines.append(_luck_text(study))
+    found = importances(study) if found is None else found
+    lines.append(importance_verdict(study, found))
+    if found:
+        lines += _aligned(*importance_cells(found))
+    return "\n".join(lines)
+
+
+def state_counts(study: optuna.Study) -> str:
+    """ "42 complete, 1 failed": trials by state."""
+    words = {"FAIL": "failed"}
+    counts = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+    order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+    parts = [f"{counts[name]} {words.get(name, name.lower())}" for name in order if counts[name]]
+    return ", ".join(parts) or "no trials"
+
+
+def objective_name(study: optuna.Study) -> str:
+    """ "maximize segm AP on cityscapes_shards_val_1"; the direction alone for other studies."""
+    objective: dict[str, Any] = study.user_attrs.get("search", {}).get("objective", {})
+    what = " ".join(objective[part] for part in ("task", "metric") if part in objective)
+    where = f" on {objective['dataset']}" if "dataset" in objective else ""
+    return f"{study.direction.name.lower()} {what or 'the objective'}{where}"
+
+
+def param_text(trial: FrozenTrial, name: str) -> str:
+    """A parameter's value as text; "" where the trial has none."""
+    value = trial.params.get(name, "")
+    if isinstance(trial.distributions.get(name), CategoricalDistribution):
+        return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def importance_verdict(study: optuna.Study, found: Sequence[Importance]) -> str:
+    """One sentence on what acts."""
+    if not found:
+        return f"importances: none, {why_no_importances(study)}"
+    acting = [importance.name for importance in found if importance.acts]
+    if not acting:
+        return (
+            f"importances: none of the {len(found)} parameters acts: scores shuffled over the "
+            "trials give fANOVA as much"
+        )
+    rest = len(found) - len(acting)
+    others = f"; the other {rest} cannot be told from noise" if rest else ""
+    return f"importances: {' and '.join(acting)} act{'s' * (len(acting) == 1)}{others}"
+
+
+def importance_cells(found: Sequence[Importance]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of a table of importances."""
+    limit = f"chance, {1 - LEVEL:.0%}"
+    head = ["parameter", "verdict", "fANOVA", limit, "p", "PED-ANOVA", limit, "p"]
+    lines = [
+        [
+            one.name,
+            "acts" if one.acts else "noise",
+            *(
+                text
+                for score in (one.fanova, one.ped_anova)
+                for text in (f"{score.value:.2g}", f"{score.threshold:.2g}", p_text(score.p_value))
+            ),
+        ]
+        for one in found
+    ]
+    return head, lines
+
+
+def _luck_text(study: optuna.Study) -> str:
+    found = luck(study)
+    if found is None:
+        return "luck: too few different values to say how far the best is above the rest"
+    return (
+        f"luck: the best is {found.z:.2f} standard deviations from the mean of {found.count}; the "
+        f"best of {found.count} equal trials with normal noise would be farther with P = "
+        f"{p_text(found.p)}"
+    )
+
+
+def _aligned(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    names = 2  # columns of words
+    return [
+        "    "
+        + "  ".join(
+            cell.ljust(width) if i < names else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]

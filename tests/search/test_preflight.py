@@ -1,0 +1,100 @@
+"""Before the first trial: what reaches nothing is named."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.search.errors import SearchError
+from d2_cityscapes.search.plan_file import read_plan
+from d2_cityscapes.search.preflight import check_reach, run_preflight
+from d2_cityscapes.search.process import Outcome
+
+pytestmark = pytest.mark.usefixtures("datasets")
+
+
+class InThisProcess:
+    def __init__(self, folder, environment):
+        self.folder = folder
+
+    def wait(self, report) -> Outcome:
+        try:
+            value, acts = run_preflight(self.folder, report)
+        except D2CityscapesError as error:
+            return Outcome("failed", reason=str(error))
+        return Outcome("complete", value, results=acts)
+
+    def kill(self) -> None: ...
+
+
+FLOAT = {"type": "float", "low": 0.1, "high": 0.4}
+
+
+def _check(source, *opts):
+    before = set(os.listdir(source.parent))
+    try:
+        return check_reach(read_plan(source, opts), InThisProcess)
+    finally:
+        assert set(os.listdir(source.parent)) == before
+
+
+def test_what_acts_says_where(write_tiny):
+    acts = _check(
+        write_tiny(
+            space={
+                "MODEL.RPN.IOU_THRESHOLDS[0]": FLOAT,
+                "MODEL.FREEZE.MODULES": {
+                    "type": "categorical", "choices": [["backbone"], ["backbone.bottom_up"], []],
+                },
+                "SOLVER.BASE_LR_END": {"type": "log", "low": 1e-6, "high": 1e-5},
+                "INPUT.RANDOM_FLIP": {"type": "categorical", "choices": ["none", "horizontal"]},
+                "TEST.DETECTIONS_PER_IMAGE": {"type": "int", "low": 10, "high": 50},
+            }
+        )
+    )  # fmt: skip
+    assert acts["MODEL.RPN.IOU_THRESHOLDS[0]"] == [
+        "model.proposal_generator.anchor_matcher.thresholds[1]"
+    ]
+    assert acts["MODEL.FREEZE.MODULES"][0].startswith("model.backbone.fpn_")
+    assert acts["SOLVER.BASE_LR_END"][0].startswith("schedule")
+    assert acts["INPUT.RANDOM_FLIP"][0].startswith("data.")
+    assert acts["TEST.DETECTIONS_PER_IMAGE"] == [
+        "model.roi_heads.box_predictor.test_topk_per_image"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "opts", "message"),
+    [
+        # a key of another architecture
+        ({"space": {"MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": FLOAT}}, [],
+         r"MODEL.RETINANET.SMOOTH_L1_LOSS_BETA reaches nothing: with 0\.\d+ and with 0.1"),
+        # one that another key keeps from acting
+        ({"space": {"SOLVER.MOMENTUM": FLOAT}}, ["SOLVER.OPTIMIZER", "ADAMW"],
+         "SOLVER.MOMENTUM reaches nothing"),
+        # two names of one thing
+        ({"space": {"MODEL.RPN.CONV_DIMS": {"type": "categorical", "choices": [[-1], [64]]}}}, [],
+         r"MODEL.RPN.CONV_DIMS reaches nothing: with \[(-1|64)\] and with \[(-1|64)\] the same"),
+        # a module that is not there
+        ({"space": {"MODEL.FREEZE.MODULES": {
+            "type": "categorical", "choices": [["backbone"], ["bakbone"]]}}},
+         [], r"no model can be built with MODEL.FREEZE.MODULES \['bakbone'\]: .*bakbone"),
+        ({"objective": {"dataset": "shards_vall"}}, [], "'shards_vall' is not registered"),
+        ({}, ["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS none.pth: no such file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_act_is_one_line(write_tiny, sections, opts, message):
+    defaults = {"space": {"SOLVER.BASE_LR": FLOAT}, "constraints": []}
+    with pytest.raises(SearchError, match=message) as caught:
+        _check(write_tiny(**defaults | sections), *opts)
+    assert "\n" not in str(caught.value)
+
+
+def test_constraints_that_pin_a_parameter(write_tiny):
+    source = write_tiny(
+        space={"SOLVER.BASE_LR": FLOAT, "SOLVER.MOMENTUM": FLOAT},
+        constraints=["SOLVER.BASE_LR < SOLVER.MOMENTUM < SOLVER.BASE_LR + 0.01"],
+    )
+    assert _check(source, "SOLVER.OPTIMIZER", "SGD").keys() == {"SOLVER.BASE_LR", "SOLVER.MOMENTUM"}

@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Search hyperparameters of any training config: Optuna, one process for each trial.
+
+  tools/search.py --config-file configs/search/stage2.yaml --output-dir DIR MODEL.WEIGHTS w.pth
+
+The search file names a training config, the keys to vary, their ranges and constraints, and what
+trials are judged by; configs/search/stage2.yaml explains it. KEY VALUE pairs reach every trial.
+
+DIR receives trial_0000, trial_0001 ... (config.yaml, logs, results.json), best.yaml (a config for
+tools/train_net.py), and a report. Safe to interrupt or kill: the same command goes on until there
+are --trials complete or pruned trials; other machines may help, with the same --storage and
+--study-name. optuna-dashboard works on the same --storage.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.dependencies import require_detectron2
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--config-file", type=Path, required=True, help="search file (YAML)")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder of the search")
+    parser.add_argument(
+        "--trials", type=int, help="complete and pruned trials in all; default: the file's"
+    )
+    parser.add_argument(
+        "--storage",
+        help="sqlite:///FILE, postgresql://USER@HOST/NAME for many machines, or journal:///FILE in "
+        "a shared folder; default: OUTPUT_DIR/study.db",
+    )
+    parser.add_argument("--study-name", help="default: the name of the search file")
+    parser.add_argument("--workers", type=int, default=1, help="trials at once on this machine")
+    parser.add_argument(
+        "--confirm", type=int, default=0, metavar="K", help="run the best K again with other seeds"
+    )
+    parser.add_argument("--confirm-seeds", type=int, default=2, help="runs for each of them")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler, and of the trials")
+    parser.add_argument(
+        "--keep-checkpoints", action="store_true", help="keep those of finished trials too"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for every trial")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    require_detectron2()
+    from optuna.trial import TrialState
+
+    from d2_cityscapes.search.best import write_best
+    from d2_cityscapes.search.confirm import run_again
+    from d2_cityscapes.search.confirm_table import ConfirmedTrial, confirm_table, top_trials
+    from d2_cityscapes.search.errors import SearchError
+    from d2_cityscapes.search.importance import importances
+    from d2_cityscapes.search.plan_file import read_plan
+    from d2_cityscapes.search.preflight import check_reach
+    from d2_cityscapes.search.report import write_search_report
+    from d2_cityscapes.search.run import run_search
+    from d2_cityscapes.search.storage import storage_errors
+    from d2_cityscapes.search.study import check_study, open_search
+    from d2_cityscapes.search.summary import summary
+
+    # a config is read for every trial; that there is no GPU need not be said each time
+    logging.getLogger("d2_cityscapes.engine.setup").setLevel(logging.ERROR)
+    plan = read_plan(args.config_file, args.opts, seed=args.seed)
+    total = plan.trials if args.trials is None else args.trials
+    if total is None or total < 1:
+        raise SearchError(f"--trials {total}: use 1 or more")
+    if args.confirm and args.confirm_seeds < 1:
+        raise SearchError(f"--confirm-seeds {args.confirm_seeds}: use 1 or more")
+    if args.workers < 1:
+        raise SearchError(f"--workers {args.workers}: use 1 or more")
+    own = args.output_dir.absolute() / "study.db"
+    storage = args.storage or f"sqlite:///{own}"
+    name = args.study_name or args.config_file.stem
+    if args.storage or own.exists():
+        check_study(plan, storage=storage, study_name=name)
+    print("checking that every parameter reaches what trains ...", flush=True)
+    for parameter, paths in check_reach(plan).items():
+        print(f"  {parameter} acts on {', '.join(paths)}")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    search = open_search(plan, storage=storage, study_name=name)
+    with storage_errors(storage), tqdm(total=total, unit="trial", disable=None) as bar:
+
+        def say(line: str) -> None:
+            bar.write(line)
+            sys.stdout.flush()
+            finished = (TrialState.COMPLETE, TrialState.PRUNED)
+            bar.n = len(search.study.get_trials(deepcopy=False, states=finished))
+            bar.refresh()
+
+        run_search(
+            search, plan,
+            total=total, output_dir=args.output_dir, workers=args.workers,
+            keep_checkpoints=args.keep_checkpoints, say=say,
+        )  # fmt: skip
+        confirmed = []
+        if args.confirm:
+            best = top_trials(search.study, args.confirm)
+            again = run_again(
+                search, plan, best,
+                seeds=args.confirm_seeds, output_dir=args.output_dir, workers=args.workers, say=say,
+            )  # fmt: skip
+            confirmed = [ConfirmedTrial(t.number, t.value, again[t.number]) for t in best]
+    found = importances(search.study, seed=args.seed)
+    print(summary(search.study, found=found))
+    if confirmed:
+        print(confirm_table(confirmed, maximize=plan.objective.direction == "maximize"))
+    page = write_search_report(search.study, args.output_dir, confirmed=confirmed, found=found)
+    print(f"report:      {page}")
+    print(f"best config: {write_best(search, plan, args.output_dir) or 'no trial is complete'}")
+
+
+if __name__ == "__main__":
+    run(main)
