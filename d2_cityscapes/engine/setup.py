@@ -174,12 +174,10 @@ def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
         cfg.SOLVER.EPOCHS[key] = type(epochs)()
     if not lengths:
         return
+    for key in ("IMS_PER_BATCH", "ACCUMULATE_STEPS"):
+        if cfg.SOLVER[key] < 1:
+            raise ConfigError(f"SOLVER.{key} {cfg.SOLVER[key]}: use a positive number")
     batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
-    if batch < 1:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, ACCUMULATE_STEPS "
-            f"{cfg.SOLVER.ACCUMULATE_STEPS}: use positive numbers"
-        )
     epoch = Fraction(_count_training_images(cfg), batch)
     for (section, key), epochs in lengths.items():
         cfg[section][key] = (

@@ -238,6 +238,7 @@ class Command:
         return self.process.communicate(timeout=timeout)[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_kills_of_the_command(
     repository: Path, config_dir: Path, finished: Path, tmp_path: Path
 ) -> None:
