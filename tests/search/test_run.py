@@ -203,9 +203,12 @@ def test_folders_know_their_trials(plan, tmp_path):
     assert folders.find_outcome(0) is None  # nothing says that this is a trial of ours
 
 
-def test_ctrl_c_ends_everything(plan, cheap_trial, search, monkeypatch):
+def test_ctrl_c_ends_everything(plan, cheap_trial, search, monkeypatch, request):
     """The trial's process ends, the trial itself is free for whoever comes next."""
     monkeypatch.setenv("SEARCH_TEST_DELAY", "30")
+    # a test suite in the background may have been told to ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     processes = []
 
     def start(folder, environment):
