@@ -24,7 +24,17 @@ try:  # no binaries of it are published: it needs a C++ compiler, and so is opti
 except ImportError:
     pywuffs = None
 
-__all__ = ["IDS", "RGB", "PngError", "PngHeader", "PngKind", "check_png", "read_header", "read_png"]
+__all__ = [
+    "IDS",
+    "RGB",
+    "PngError",
+    "PngHeader",
+    "PngKind",
+    "check_png",
+    "picture_errors",
+    "read_header",
+    "read_png",
+]
 
 _START = struct.Struct(">8s4x4sIIBB")  # signature, length and name of the first chunk, W, H, kind
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -69,7 +79,7 @@ IDS = PngKind("one channel of instance ids", (("grey", 8), ("grey", 16)))
 
 def read_header(path: Path) -> PngHeader:
     """Size and kind of a PNG, without decoding it; `PngError` where it is missing or no PNG."""
-    with _errors(path), open(path, "rb") as file:
+    with picture_errors(path), open(path, "rb") as file:
         return _parse_header(file.read(_START.size))
 
 
@@ -80,7 +90,7 @@ def check_png(path: Path, kind: PngKind) -> None:
         PngError: missing, damaged or of another kind.
     """
     _check_kind(path, read_header(path), kind)
-    with _errors(path):
+    with picture_errors(path):
         with Image.open(path, formats=["PNG"]) as image:
             image.verify()
         with open(path, "rb") as file:
@@ -96,14 +106,14 @@ def read_png(path: Path, kind: PngKind) -> np.ndarray:
         PngError: missing, damaged or of another kind.
     """
     keep_freed_memory()
-    with _errors(path):
+    with picture_errors(path):
         data = path.read_bytes()
         header = _parse_header(data)
     _check_kind(path, header, kind)
     array = _decode_with_wuffs(data, header)
     if array is not None:
         return array
-    with _errors(path), Image.open(path, formats=["PNG"]) as image:
+    with picture_errors(path), Image.open(path, formats=["PNG"]) as image:
         array = np.asarray(image)
     return array if array.dtype == np.uint8 else array.astype(np.uint16)  # old Pillow: int32
 
@@ -143,17 +153,19 @@ def _check_kind(path: Path, header: PngHeader, kind: PngKind) -> None:
 
 
 @contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into one line."""
+def picture_errors(
+    path: Path, *, kind: str = "PNG", error_type: type[D2CityscapesError] = PngError
+) -> Iterator[None]:
+    """Turn what goes wrong with a picture file inside the block into one line."""
     try:
         yield
     except FileNotFoundError as error:
-        raise PngError(f"{path}: missing") from error
+        raise error_type(f"{path}: missing") from error
     except UnidentifiedImageError as error:
-        raise PngError(f"{path}: not a readable PNG; download or write it again") from error
+        raise error_type(f"{path}: not a readable {kind}; download or write it again") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise PngError(f"{path}: cannot be read ({error.strerror})") from error
-        raise PngError(
+            raise error_type(f"{path}: cannot be read ({error.strerror})") from error
+        raise error_type(
             f"{path}: cannot be decoded ({error}); download or write it again"
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,9 +17,8 @@ from torch import Tensor
 from d2_cityscapes.convert.files import (
     Conversion,
     ConversionError,
+    convert_weights,
     counted,
-    read_weights,
-    write_weights,
 )
 from d2_cityscapes.labels import CITYSCAPES
 
@@ -75,13 +75,7 @@ def convert_coco_file(
     input: Path, output: Path, *, rider: str = "random", seed: int = 0
 ) -> tuple[str, ...]:
     """See `coco_to_cityscapes` and `d2_cityscapes.convert.convert_file`."""
-    weights = read_weights(input)
-    try:
-        found = coco_to_cityscapes(weights, rider=rider, seed=seed)
-    except ConversionError as error:
-        raise ConversionError(f"{input}: {error}") from error
-    write_weights(output, found.tensors)
-    return (*found.report, f"wrote {output}")
+    return convert_weights(partial(coco_to_cityscapes, rider=rider, seed=seed), input, output)
 
 
 def coco_to_cityscapes(

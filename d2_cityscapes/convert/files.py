@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from torch import Tensor
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import open_atomically
 
-__all__ = ["Conversion", "ConversionError", "counted", "read_weights", "write_weights"]
+__all__ = [
+    "Conversion",
+    "ConversionError",
+    "convert_weights",
+    "counted",
+    "read_weights",
+    "write_weights",
+]
 
 
 class ConversionError(D2CityscapesError):
@@ -35,6 +42,19 @@ class Conversion:
 
     tensors: dict[str, Tensor]
     report: tuple[str, ...]
+
+
+def convert_weights(
+    convert: Callable[[Mapping[str, Tensor]], Conversion], input: Path, output: Path
+) -> tuple[str, ...]:
+    """Read a file, convert its tensors, write another; returns the lines of the report."""
+    weights = read_weights(input)
+    try:
+        found = convert(weights)
+    except ConversionError as error:
+        raise ConversionError(f"{input}: {error}", details=error.details) from error
+    write_weights(output, found.tensors)
+    return (*found.report, f"wrote {output}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -21,9 +21,8 @@ from torch import Tensor
 from d2_cityscapes.convert.files import (
     Conversion,
     ConversionError,
+    convert_weights,
     counted,
-    read_weights,
-    write_weights,
 )
 from d2_cityscapes.labels import CITYSCAPES
 
@@ -59,13 +58,7 @@ _Layer = tuple[str, str, tuple[str, ...]]  # seamseg's module, ours, tensors of 
 
 def convert_seamseg_file(input: Path, output: Path) -> tuple[str, ...]:
     """See `seamseg_to_detectron2` and `d2_cityscapes.convert.convert_file`."""
-    weights = read_weights(input)
-    try:
-        found = seamseg_to_detectron2(weights)
-    except ConversionError as error:
-        raise ConversionError(f"{input}: {error}", details=error.details) from error
-    write_weights(output, found.tensors)
-    return (*found.report, f"wrote {output}")
+    return convert_weights(seamseg_to_detectron2, input, output)
 
 
 def seamseg_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:

@@ -13,9 +13,8 @@ from torch import Tensor
 from d2_cityscapes.convert.files import (
     Conversion,
     ConversionError,
+    convert_weights,
     counted,
-    read_weights,
-    write_weights,
 )
 
 __all__ = ["convert_torchvision_file", "detectron2_name", "torchvision_to_detectron2"]
@@ -42,13 +41,7 @@ _LAYER = {
 
 def convert_torchvision_file(input: Path, output: Path) -> tuple[str, ...]:
     """See `torchvision_to_detectron2` and `d2_cityscapes.convert.convert_file`."""
-    weights = read_weights(input)
-    try:
-        found = torchvision_to_detectron2(weights)
-    except ConversionError as error:
-        raise ConversionError(f"{input}: {error}", details=error.details) from error
-    write_weights(output, found.tensors)
-    return (*found.report, f"wrote {output}")
+    return convert_weights(torchvision_to_detectron2, input, output)
 
 
 def torchvision_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:

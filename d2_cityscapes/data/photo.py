@@ -8,19 +8,18 @@ Shape letters: H, W pixels of a file; h, w pixels of a record.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from d2_cityscapes.data.source_check import Size, check_ids
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.png import RGB, check_png, read_header, read_png
+from d2_cityscapes.png import RGB, check_png, picture_errors, read_header, read_png
 
 __all__ = ["PhotoError", "PhotoSource", "fit"]
 
@@ -143,16 +142,5 @@ def _read_photo(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a JPEG into one line."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise PhotoError(f"{path}: missing") from error
-    except UnidentifiedImageError as error:
-        raise PhotoError(f"{path}: not a readable JPEG; download it again") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise PhotoError(f"{path}: cannot be read ({error.strerror})") from error
-        raise PhotoError(f"{path}: cannot be decoded ({error}); download it again") from error
+def _errors(path: Path) -> AbstractContextManager[None]:
+    return picture_errors(path, kind="JPEG", error_type=PhotoError)

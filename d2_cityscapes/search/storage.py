@@ -91,7 +91,7 @@ def _open_patiently(url: str) -> BaseStorage:
     """Two that create the tables of one new database at once: the later one finds them made."""
     try:
         return _open(url)
-    except Exception:
+    except (SQLAlchemyError, StorageInternalError):
         time.sleep(0.5)
         return _open(url)
 

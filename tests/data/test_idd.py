@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -249,20 +247,6 @@ def test_panoptic_quality_of_shards(shards):
     assert (car["tp"], car["fp"], car["fn"], car["iou"]) == (3, 0, 3, 3.0)
     assert result["per_class"]["rider"]["PQ"] == 100
     assert result["per_class"]["curb"]["PQ"] is None
-
-
-@pytest.fixture
-def call(repository, monkeypatch, capsys):
-    """Run a command in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # evaluate_panoptic sets it: let it end here
-
-    def run(command, *arguments):
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / command), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_commands(call, tree, tmp_path):

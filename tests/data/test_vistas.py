@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -247,20 +245,6 @@ def test_fusion_of_what_the_truth_says_is_the_truth(shards):
     assert result["PQ"] == result["PQ_th"] == result["PQ_st"] == 100
     assert result["per_class"]["Wheeled Slow"]["tp"] == 2
     assert len(result["per_class"]) == 65
-
-
-@pytest.fixture
-def call(repository, monkeypatch, capsys):
-    """Run a command in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # evaluate_panoptic sets it: let it end here
-
-    def run(command, *arguments):
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / command), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_commands(call, tree, tmp_path):

@@ -218,7 +218,9 @@ def test_what_moved_before_its_iteration_is_found_there():
 
 
 def test_what_may_move_may_move():
-    make_trainer(SCHEDULE, Tamper("neck.1.weight", 3)).train(0, STEPS)
+    trainer = make_trainer(SCHEDULE, Tamper("neck.1.weight", 3))
+    trainer.train(0, STEPS)
+    assert trainer.iter == STEPS
 
 
 def test_what_never_trains_is_guarded_to_the_end():
