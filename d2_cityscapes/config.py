@@ -71,6 +71,15 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # "build_seamless_resnet_fpn_backbone": how many levels it makes above P5, from p6 on.
     cfg.MODEL.FPN.EXTRA_LEVELS = 1
 
+    # Compile the dense part (backbone, RPN head, semantic head) with torch.compile.
+    cfg.MODEL.COMPILE = False
+    # Keep only the ends of the backbone's residual blocks in memory, and compute what lies between
+    # again in the backward pass: less memory, more time, the same gradients.
+    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
+    # Multiply the scale of each frozen batch norm into the weights of the convolution before it
+    # instead of into its output: one pass over the map less. The weights stay as they are.
+    cfg.MODEL.RESNETS.FOLD_FROZEN_NORM = False
+
     # Width of the hidden layers of "MLPMaskHead", of which there are NUM_CONV.
     cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
 
@@ -79,6 +88,20 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # Batches of IMS_PER_BATCH images whose gradients make one optimizer step. MAX_ITER and all the
     # other lengths count optimizer steps; the effective batch is IMS_PER_BATCH * ACCUMULATE_STEPS.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # What SOLVER.AMP.ENABLED computes in: "float16", with a gradient scaler, or "bfloat16", without
+    # one. Both also on the CPU.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Keep images, weights and features in memory pixel by pixel (NHWC) instead of map by map.
+    cfg.SOLVER.CHANNELS_LAST = False
+    # Update all parameters of the optimizer by one kernel ("fused" in torch.optim).
+    cfg.SOLVER.FUSED = False
+    # Keep the exponential moving average of the weights, average = decay * average + (1 - decay) *
+    # weights after every step, e.g. 0.999; evaluations use it, and it is written as
+    # model_final_ema.pth. 0: none.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # Steps in a row whose losses or gradients are not finite that are left out, each with a
+    # warning, before training fails. 0: it fails at the first such loss, as in Detectron2.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
     # SOLVER.LR_SCHEDULER_NAME may also be "WarmupConstantLR" and "ReduceLROnPlateau".
     # Learning rate at the end of "WarmupCosineLR" (Detectron2 after 0.6 has this key too).
     cfg.SOLVER.BASE_LR_END = cfg.SOLVER.get("BASE_LR_END", 0.0)
@@ -106,6 +129,9 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # For spinning disks and network mounts: an epoch visits one shard after another, in random
     # order, and shuffles inside each; every image still comes once. False: one shuffle over all.
     cfg.DATALOADER.SHARD_LOCAL = False
+    # Fetch the next batch, and on a GPU copy it there from pinned memory on a stream of its own,
+    # while the model works on this one.
+    cfg.DATALOADER.PREFETCH = False
     # Part of the images that "RandomSubsetTrainingSampler" trains on. Detectron2 reads this key too
     # but gives it no default.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0

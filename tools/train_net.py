@@ -25,22 +25,14 @@ def train_or_evaluate(args) -> None:  # module level: worker processes import it
 
 def main() -> None:
     require_detectron2()
-    from detectron2.engine import default_argument_parser, launch
+    from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(epilog="")
     parser.description = __doc__
     args = parser.parse_args()
-    from d2_cityscapes.engine.setup import check_gpus
+    from d2_cityscapes.engine.distributed import launch
 
-    check_gpus(args.num_gpus)
-    launch(
-        train_or_evaluate,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(train_or_evaluate, args)
 
 
 if __name__ == "__main__":

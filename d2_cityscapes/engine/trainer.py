@@ -19,8 +19,8 @@ from torch import nn
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
-from d2_cityscapes.engine.accumulation import accumulating
 from d2_cityscapes.engine.checkpoint import Checkpointer
+from d2_cityscapes.engine.distributed import distribute, scale_to_world
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.optimizer import build_optimizer
 from d2_cityscapes.engine.resume import check_freeze_settings, freeze_settings
@@ -38,6 +38,7 @@ from d2_cityscapes.engine.setup import (
     check_weights_file,
     load_config,
 )
+from d2_cityscapes.engine.training_step import build_training_step
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
 from d2_cityscapes.evaluation.evaluators import build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
@@ -60,18 +61,26 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
-        super().__init__(cfg)
-        self._trainer = accumulating(self._trainer, cfg.SOLVER.ACCUMULATE_STEPS)
+        TrainerBase.__init__(self)  # instead of DefaultTrainer's, which fixes how a step is made
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        self.cfg = cfg = scale_to_world(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        model = distribute(cfg, model)
+        self._trainer = build_training_step(cfg, model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            self.model,
+            model,
             cfg.OUTPUT_DIR,
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
-            trained=(p for group in self.optimizer.param_groups for p in group["params"]),
+            trained=(p for group in optimizer.param_groups for p in group["params"]),
             trainer=weakref.proxy(self),
         )
-        for hook in self._hooks:
-            if isinstance(hook, PeriodicCheckpointer):
-                hook.checkpointer = self.checkpointer
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.box_head import GIoUROIHeads, check_giou_weight
+from d2_cityscapes.modeling.dense import set_dense_options
 from d2_cityscapes.modeling.freeze import freeze_modules
 
 __all__ = ["build_model"]
@@ -47,6 +48,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
             model, freeze.MODULES, freeze.SCHEDULE, max_iter=cfg.SOLVER.MAX_ITER
         )
         logger.info("Frozen: %s\n%s", ", ".join(report.frozen_modules), report.table())
+    set_dense_options(cfg, model)
     return model
 
 

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2_cityscapes.engine.accumulation import accumulating
+from d2_cityscapes.engine.training_step import accumulating
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.trainer import setup, train
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine.setup import ConfigError
 
-__all__ = ["AccumulatingAMPTrainer", "AccumulatingTrainer", "accumulating"]
+__all__ = ["AccumulatingAMPTrainer", "AccumulatingTrainer", "accumulating", "build_training_step"]
 
 
 class _Accumulating:
@@ -100,3 +100,9 @@ def _synchronised(model: nn.Module, now: bool) -> Iterator[None]:
     wait = isinstance(model, DistributedDataParallel) and not now
     with model.no_sync() if wait else nullcontext():
         yield
+
+
+def build_training_step(cfg, model, data_loader, optimizer) -> SimpleTrainer:
+    """The step of SOLVER.ACCUMULATE_STEPS and AMP."""
+    kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+    return accumulating(kind(model, data_loader, optimizer), cfg.SOLVER.ACCUMULATE_STEPS)
