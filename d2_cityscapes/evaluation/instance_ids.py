@@ -15,7 +15,40 @@ from d2_cityscapes.evaluation.map_scores import InvalidMapError
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 from d2_cityscapes.modeling.fusion import best_classes
 
-__all__ = ["ids_of_detections", "ids_of_panoptic", "ids_of_train_ids", "train_ids_of_sem_seg"]
+__all__ = [
+    "ids_of_detections",
+    "ids_of_output",
+    "ids_of_panoptic",
+    "ids_of_train_ids",
+    "train_ids_of_sem_seg",
+]
+
+
+def ids_of_output(output: dict[str, Any], table: LabelTable = CITYSCAPES) -> np.ndarray:
+    """(H, W) int32 instance ids of what a model predicts for an image, in its richest form.
+
+    That is panoptic, else instances of a score of at least 0.5, painted as boxes where they have no
+    masks, else semantics, in plain label ids.
+
+    Args:
+        output: one of the dicts that a Detectron2 model returns.
+        table: the classes.
+    """
+    if "panoptic_seg" in output:
+        panoptic, segments_info = output["panoptic_seg"]
+        return ids_of_panoptic(panoptic.cpu().numpy(), segments_info, table)
+    if "instances" not in output:
+        return ids_of_train_ids(train_ids_of_sem_seg(output["sem_seg"], table), table)
+    found = output["instances"].to("cpu")
+    if found.has("pred_masks"):
+        masks = found.pred_masks
+    else:
+        height, width = found.image_size
+        y, x = torch.arange(height)[:, None], torch.arange(width)
+        left, top, right, bottom = found.pred_boxes.tensor[:, :, None, None].unbind(dim=1)
+        masks = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    classes, scores = found.pred_classes.numpy(), found.scores.numpy()
+    return ids_of_detections(masks.numpy(), classes, scores, table)
 
 
 def ids_of_panoptic(

@@ -5,19 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 
 from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.evaluation.drawing import draw_instance_ids, side_by_side
-from d2_cityscapes.evaluation.instance_ids import (
-    ids_of_detections,
-    ids_of_panoptic,
-    ids_of_train_ids,
-    train_ids_of_sem_seg,
-)
+from d2_cityscapes.evaluation.instance_ids import ids_of_output, ids_of_train_ids
 from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
 
 __all__ = ["PictureWriter"]
@@ -52,32 +46,16 @@ class PictureWriter(DatasetEvaluator):
         record = open_shard(image["shard"], self.table)[image["index"]]
         pixels = record.image.permute(1, 2, 0).numpy()
         truth = record.instance_ids.numpy()
-        if "panoptic_seg" in output:
-            panoptic, segments_info = output["panoptic_seg"]
-            predicted = ids_of_panoptic(panoptic.cpu().numpy(), segments_info, self.table)
-        elif "instances" in output:
-            predicted = self._paint(output["instances"].to("cpu"))
-            truth = np.where(truth >= INSTANCE_DIVISOR, truth, 0)
-        else:
-            classes = train_ids_of_sem_seg(output["sem_seg"], self.table)
-            predicted = ids_of_train_ids(classes, self.table)
-            truth = ids_of_train_ids(self.table.train_id_of[truth], self.table)
+        predicted = ids_of_output(output, self.table)
+        if "panoptic_seg" not in output:
+            truth = (
+                np.where(truth >= INSTANCE_DIVISOR, truth, 0)
+                if "instances" in output
+                else ids_of_train_ids(self.table.train_id_of[truth], self.table)
+            )
         maps = {"image": np.zeros_like(truth), "prediction": predicted, "truth": truth}
         panels = {
             caption: draw_instance_ids(pixels, ids, self.table) for caption, ids in maps.items()
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(side_by_side(panels)).save(self.folder / f"{image['image_id']}.png")
-
-    def _paint(self, found) -> np.ndarray:
-        """(H, W) instance ids of Detectron2 Instances; those without masks are painted as boxes."""
-        if found.has("pred_masks"):
-            masks = found.pred_masks
-        else:
-            height, width = found.image_size
-            y, x = torch.arange(height)[:, None], torch.arange(width)
-            left, top, right, bottom = found.pred_boxes.tensor[:, :, None, None].unbind(dim=1)
-            masks = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        return ids_of_detections(
-            masks.numpy(), found.pred_classes.numpy(), found.scores.numpy(), self.table
-        )

@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Predict pictures with a trained model: a drawing and a map of instance ids for each.
+
+OUTPUT receives <name>_drawn.jpg and <name>_instanceIds.png, 16-bit: label_id * 1000 + k for an
+instance, the plain label id for other pixels, as in Cityscapes. A model of instances leaves the
+rest 0. Overrides follow as KEY VALUE pairs; config.yaml of a run names the weights that the run
+began with, so MODEL.WEIGHTS is needed.
+
+examples:
+  python tools/predict.py --config-file output/stage3/config.yaml --input street.jpg folder
+      --output predictions MODEL.WEIGHTS output/stage3/model_final.pth
+"""
+
+import argparse
+from pathlib import Path
+
+from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.dependencies import require_detectron2
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the model")
+    parser.add_argument(
+        "--input", type=Path, nargs="+", required=True, metavar="PATH", help="PNGs, JPEGs, folders"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write to")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    require_detectron2()
+    from d2_cityscapes.engine.prediction import predict_pictures
+    from d2_cityscapes.engine.setup import check_weights_file, load_config
+
+    cfg = load_config(args.config_file, args.opts, train=False)
+    check_weights_file(cfg)
+    count = predict_pictures(cfg, args.input, args.output)
+    print(f"{count} pictures in {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)
