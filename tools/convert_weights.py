@@ -15,9 +15,11 @@ examples:
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
-os.environ["D2_CITYSCAPES_PLAIN"] = "1"  # plain rooms unless a conversion needs more
+if "to-detectron2" not in sys.argv:  # the others need plain rooms only
+    os.environ["D2_CITYSCAPES_PLAIN"] = "1"
 
 from d2_cityscapes.cli import HelpFormatter, run
 
