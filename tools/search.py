@@ -33,7 +33,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--storage",
         help="sqlite:///FILE, postgresql://USER@HOST/NAME for many machines, or journal:///FILE in "
-        "a shared folder; default: OUTPUT_DIR/study.db",
+        "a shared folder, where an absolute FILE begins with a fourth slash; default: "
+        "OUTPUT_DIR/study.db",
     )
     parser.add_argument("--study-name", help="default: the name of the search file")
     parser.add_argument("--workers", type=int, default=1, help="trials at once on this machine")
@@ -41,7 +42,9 @@ def parse_args() -> argparse.Namespace:
         "--confirm", type=int, default=0, metavar="K", help="run the best K again with other seeds"
     )
     parser.add_argument("--confirm-seeds", type=int, default=2, help="runs for each of them")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler, and of the trials")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the sampler, and of trials whose config has none"
+    )
     parser.add_argument(
         "--keep-checkpoints", action="store_true", help="keep those of finished trials too"
     )
@@ -58,6 +61,7 @@ def main() -> None:
     from d2_cityscapes.search.confirm import run_again
     from d2_cityscapes.search.confirm_table import ConfirmedTrial, confirm_table, top_trials
     from d2_cityscapes.search.errors import SearchError
+    from d2_cityscapes.search.folders import check_folder, make_folder
     from d2_cityscapes.search.importance import importances
     from d2_cityscapes.search.plan_file import read_plan
     from d2_cityscapes.search.preflight import check_reach
@@ -71,21 +75,27 @@ def main() -> None:
     logging.getLogger("d2_cityscapes.engine.setup").setLevel(logging.ERROR)
     plan = read_plan(args.config_file, args.opts, seed=args.seed)
     total = plan.trials if args.trials is None else args.trials
-    if total is None or total < 1:
-        raise SearchError(f"--trials {total}: use 1 or more")
-    if args.confirm and args.confirm_seeds < 1:
-        raise SearchError(f"--confirm-seeds {args.confirm_seeds}: use 1 or more")
-    if args.workers < 1:
-        raise SearchError(f"--workers {args.workers}: use 1 or more")
+    if total is None:
+        raise SearchError(f"{args.config_file}: names no number of trials; use --trials")
+    for option, value, least in (
+        ("trials", total, 1),
+        ("workers", args.workers, 1),
+        ("confirm", args.confirm, 0),
+        ("confirm-seeds", args.confirm_seeds, 1),
+    ):
+        if value < least:
+            raise SearchError(f"--{option} {value}: use {least} or more")
     own = args.output_dir.absolute() / "study.db"
     storage = args.storage or f"sqlite:///{own}"
     name = args.study_name or args.config_file.stem
+    known = None
     if args.storage or own.exists():
-        check_study(plan, storage=storage, study_name=name)
+        known = check_study(plan, storage=storage, study_name=name)
+    check_folder(args.output_dir, known)
     print("checking that every parameter reaches what trains ...", flush=True)
     for parameter, paths in check_reach(plan).items():
         print(f"  {parameter} acts on {', '.join(paths)}")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output_dir)
     search = open_search(plan, storage=storage, study_name=name)
     with storage_errors(storage), tqdm(total=total, unit="trial", disable=None) as bar:
 
@@ -115,7 +125,8 @@ def main() -> None:
         print(confirm_table(confirmed, maximize=plan.objective.direction == "maximize"))
     page = write_search_report(search.study, args.output_dir, confirmed=confirmed, found=found)
     print(f"report:      {page}")
-    print(f"best config: {write_best(search, plan, args.output_dir) or 'no trial is complete'}")
+    best_config = write_best(search, plan, args.output_dir, confirmed=confirmed)
+    print(f"best config: {best_config or 'no trial is complete'}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,13 @@ from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.curves import loss_curves_png
+from d2_cityscapes.evaluation.page import (
+    escaped,
+    facts_html,
+    page_html,
+    picture_url,
+    table_html,
+)
 from d2_cityscapes.evaluation.results import ResultRow, read_results
 from d2_cityscapes.evaluation.stage_table import make_stage_tables
 from d2_cityscapes.files import write_atomically
@@ -27,25 +32,14 @@ _PICTURE_WIDTH = 2048
 _HEADLINES = ("AP", "AP50", "mIoU", "PQ", "PQ_dagger")
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f5f6f8; margin: 0 }
-main { max-width: 1240px; margin: 0 auto; padding: 24px }
-h1 { font-size: 26px; margin: 8px 0 20px } h2 { font-size: 19px; margin: 36px 0 10px }
-h3 { font-size: 15px; margin: 20px 0 6px; color: #46586b }
 .cards { display: flex; flex-wrap: wrap; gap: 12px }
 .card { background: #fff; border-radius: 8px; padding: 12px 18px; box-shadow: 0 1px 3px #0002 }
 .card b { display: block; font-size: 28px } .card small { color: #5b6b7b }
-table { border-collapse: collapse; background: #fff; box-shadow: 0 1px 3px #0002 }
-th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid #e6e9ed }
-th { background: #eef1f4; font-weight: 600 } .name { text-align: left }
-td { font-variant-numeric: tabular-nums }
-.scroll { overflow-x: auto } img { max-width: 100%; display: block }
 figure { margin: 0 0 18px calc(50% - 50vw + 24px); width: calc(100vw - 60px); max-width: 2048px }
 figcaption { color: #5b6b7b; font-size: 13px }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 16px }
 .legend i { display: inline-block; width: 14px; height: 14px; border-radius: 3px;
             margin-right: 6px; vertical-align: -2px }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13px }
-dt { color: #5b6b7b } dd { margin: 0; overflow-wrap: anywhere }
 """
 
 
@@ -113,8 +107,9 @@ def write_report(
     scored = [name for name, (rows, _) in results.items() if rows]
     rows, about = results[scored[-1]] if scored else ([], {})
 
+    title = folder.resolve().name
     parts = [
-        f"<h1>{_text(folder.resolve().name)}</h1>",
+        f"<h1>{escaped(title)}</h1>",
         _headlines(rows),
         _pictures(runs, table),
         _stage_tables({run.name: results[run.name][0] for run in runs}),
@@ -123,13 +118,8 @@ def write_report(
         _curves(runs),
         _provenance(about),
     ]
-    page = (
-        "<!DOCTYPE html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{_text(folder.resolve().name)}</title>'
-        f"<style>{_STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
-    )
     output = folder / "report.html" if output is None else Path(output)
-    write_atomically(output, [page.encode()])
+    write_atomically(output, [page_html(title, parts, style=_STYLE).encode()])
     return output
 
 
@@ -139,8 +129,8 @@ def _is_run(folder: Path) -> bool:
 
 def _headlines(rows: Sequence[ResultRow]) -> str:
     cards = [
-        f'<div class="card"><b>{_number(row.value)}</b>{_text(row.task)} {_text(row.metric)}<br>'
-        f"<small>{_text(row.protocol)}, {_text(row.dataset)}, {row.images} images</small></div>"
+        f'<div class="card"><b>{_number(row.value)}</b>{escaped(f"{row.task} {row.metric}")}<br>'
+        f"<small>{escaped(row.protocol)}, {escaped(row.dataset)}, {row.images} images</small></div>"
         for row in rows
         if row.metric in _HEADLINES
     ]
@@ -152,9 +142,9 @@ def _stage_tables(results: dict[str, list[ResultRow]]) -> str:
     if len(results) < 2:
         return ""
     tables = [
-        f"<h3>{_text(table.title)}</h3>"
-        + _table(table.head, table.cells(), 1)
-        + "".join(f"<p>{_text(note)}</p>" for note in table.notes)
+        f"<h3>{escaped(table.title)}</h3>"
+        + table_html(table.head, table.cells(), 1)
+        + "".join(f"<p>{escaped(note)}</p>" for note in table.notes)
         for table in make_stage_tables(results)
     ]
     return "<h2>Stages</h2>" + "".join(tables) if tables else ""
@@ -175,7 +165,7 @@ def _result_tables(results: dict[str, list[ResultRow]]) -> str:
             lines.append([run, dataset, str(first.images), str(first.classes), *values])
         head = ["run", "dataset", "images", "classes", *metrics]
         tables.append(
-            f"<h3>{_text(task)}, protocol {_text(protocol)}</h3>" + _table(head, lines, 2)
+            f"<h3>{escaped(task)}, protocol {escaped(protocol)}</h3>" + table_html(head, lines, 2)
         )
     return "<h2>Results</h2>" + "".join(tables) if tables else ""
 
@@ -194,7 +184,7 @@ def _class_table(rows: Sequence[ResultRow]) -> str:
         [name, *(_number(column[name]) if name in column else "" for column in columns.values())]
         for name in classes
     ]
-    return "<h2>By class</h2>" + _table(["class", *columns], lines, 1) if lines else ""
+    return "<h2>By class</h2>" + table_html(["class", *columns], lines, 1) if lines else ""
 
 
 def _pictures(runs: Sequence[Run], table: LabelTable) -> str:
@@ -202,8 +192,8 @@ def _pictures(runs: Sequence[Run], table: LabelTable) -> str:
     for run in reversed(runs):
         if datasets := run.pictures():
             figures = "".join(
-                f"<figure><img alt='{_text(path.stem)}' src='{_jpeg(path)}'>"
-                f"<figcaption>{_text(run.name)}, {_text(dataset)}: {_text(path.stem)}</figcaption>"
+                f"<figure><img alt='{escaped(path.stem)}' src='{_jpeg(path)}'>"
+                f"<figcaption>{escaped(f'{run.name}, {dataset}: {path.stem}')}</figcaption>"
                 "</figure>"
                 for dataset, files in datasets.items()
                 for path in files[:_PICTURES]
@@ -214,7 +204,7 @@ def _pictures(runs: Sequence[Run], table: LabelTable) -> str:
 
 def _legend(table: LabelTable) -> str:
     items = "".join(
-        f'<span><i style="background:rgb{c.color}"></i>{_text(c.name)}</span>'
+        f'<span><i style="background:rgb{c.color}"></i>{escaped(c.name)}</span>'
         for c in (*table.things, *table.stuff)
     )
     return (
@@ -227,8 +217,7 @@ def _curves(runs: Sequence[Run]) -> str:
     picture = loss_curves_png({run.name: run.metrics for run in runs if run.metrics.is_file()})
     if not picture:
         return ""
-    data = base64.b64encode(picture).decode()
-    return f"<h2>Training losses</h2><img alt='loss curves' src='data:image/png;base64,{data}'>"
+    return f"<h2>Training losses</h2><img alt='loss curves' src='{picture_url(picture)}'>"
 
 
 def _provenance(about: dict[str, Any]) -> str:
@@ -240,20 +229,8 @@ def _provenance(about: dict[str, Any]) -> str:
         "versions": versions,
         "seconds": about.get("seconds"),
     }
-    items = "".join(f"<dt>{k}</dt><dd>{_text(str(v))}</dd>" for k, v in fields.items() if v)
-    return f"<h2>How the last numbers were made</h2><dl>{items}</dl>" if items else ""
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], names: int) -> str:
-    """An HTML table whose first columns are names and the others numbers."""
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="name"' if i < names else "" for i in range(len(cells))]
-        texts = (f"<{tag}{k}>{_text(c)}</{tag}>" for k, c in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(texts)}</tr>"
-
-    body = "".join(row(line, "td") for line in lines)
-    return f'<div class="scroll"><table>{row(head, "th")}{body}</table></div>'
+    facts = facts_html(fields)
+    return f"<h2>How the last numbers were made</h2>{facts}" if facts else ""
 
 
 def _jpeg(path: Path) -> str:
@@ -268,12 +245,8 @@ def _jpeg(path: Path) -> str:
         small = small.resize((_PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return picture_url(buffer.getvalue(), "jpeg")
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _text(text: str) -> str:
-    return html.escape(text)

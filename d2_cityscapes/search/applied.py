@@ -13,7 +13,7 @@ from torch import nn
 
 from d2_cityscapes.modeling.freeze import unwrap
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan import value_at
+from d2_cityscapes.search.plan import named_value, value_at
 
 __all__ = ["check_applied"]
 
@@ -23,7 +23,7 @@ def check_applied(
 ) -> None:
     """Compare sampled values with what the model and its optimizer really have.
 
-    For the keys that `_READERS` knows how to find again; `find_inert` looks after the others.
+    For the keys that `_READERS` knows how to find again; `check_reach` looks after the others.
 
     Args:
         cfg: of the trial.
@@ -33,11 +33,14 @@ def check_applied(
     Raises:
         SearchError: a value that did not arrive, named.
     """
-    for name in values:
+    for name, value in values.items():
         key = name.partition("[")[0]
         if key not in _READERS:
             continue
         wanted = value_at(cfg, key)
+        held = named_value(cfg, name)
+        if not _equal(value, held):  # such as anchor sizes that a file of anchors replaces
+            raise SearchError(f"{name}: {value} was sampled, but the config has {held}")
         found = _READERS[key](unwrap(model), optimizer, cfg)
         if found is not None and not _equal(wanted, found):
             raise SearchError(f"{name}: the config has {wanted}, but the model has {found}")
@@ -54,7 +57,10 @@ def _matcher(path: str, attribute: str) -> Callable[..., list[float] | None]:
 
 
 def _anchor_sizes(model: nn.Module, optimizer: Any, cfg: CfgNode) -> list[list[float]] | None:
-    """Per level: square roots of the areas of its anchors, each once."""
+    """Per level: square roots of the areas of its anchors, each once.
+
+    As the config has them, where it says the same with one list for all levels or in another order.
+    """
     generator = getattr(getattr(model, "proposal_generator", None), "anchor_generator", None)
     if generator is None:
         return None
@@ -62,7 +68,9 @@ def _anchor_sizes(model: nn.Module, optimizer: Any, cfg: CfgNode) -> list[list[f
     for cell in generator.cell_anchors:
         width, height = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
         levels.append(sorted({round(float(size), 3) for size in (width * height).sqrt()}))
-    return levels
+    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    wanted = [sorted(set(level)) for level in (sizes * len(levels) if len(sizes) == 1 else sizes)]
+    return sizes if _equal(wanted, levels) else levels
 
 
 def _learning_rate(model: nn.Module, optimizer: torch.optim.Optimizer, cfg: CfgNode) -> float:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from optuna.trial import TrialState
 
 from d2_cityscapes.files import write_atomically
+from d2_cityscapes.search.confirm_table import ConfirmedTrial, by_mean
 from d2_cityscapes.search.plan import SearchPlan
 from d2_cityscapes.search.study import Search
 
 __all__ = ["write_best"]
 
 
-def write_best(search: Search, plan: SearchPlan, output_dir: str | Path) -> Path | None:
+def write_best(
+    search: Search,
+    plan: SearchPlan,
+    output_dir: str | Path,
+    *,
+    confirmed: Sequence[ConfirmedTrial] = (),
+) -> Path | None:
     """Write the base config with the values of the best trial, for tools/train_net.py.
 
-    It trains as long, and on the data, as the base does; what a trial itself ran is config.yaml in
-    its folder.
+    It trains as long, and on the data, as the base and the command line say; what a trial itself
+    ran is config.yaml in its folder.
+
+    Args:
+        search, plan: finished.
+        output_dir: receives it.
+        confirmed: trials that were run again: the one with the best mean is the best.
 
     Returns:
         DIR/best.yaml; None where no trial is complete.
@@ -25,16 +38,24 @@ def write_best(search: Search, plan: SearchPlan, output_dir: str | Path) -> Path
     complete = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return None
-    best = search.study.best_trial
+    best, why = search.study.best_trial, ""
+    ranked = by_mean(confirmed, maximize=plan.objective.direction == "maximize")
+    if ranked:
+        best = next(trial for trial in complete if trial.number == ranked[0].number)
+        why = (
+            f" Mean of {len(ranked[0].values)} runs with other seeds {ranked[0].mean:.4f}, best "
+            f"of {len(ranked)} trials run again."
+        )
     values = search.space.values(best.params)
     output_dir = Path(output_dir)
     cfg = plan.final_config(values, output_dir=output_dir / "best")
     comments = [
         f"Best of {len(complete)} complete trials of study {search.study.study_name}: trial "
-        f"{best.number}, {plan.objective} {best.value:.4f} on {plan.objective.dataset}.",
-        f"{plan.base.name} with these values, which {plan.source.name} searched over:",
+        f"{best.number}, {plan.objective} {best.value:.4f} on {plan.objective.dataset}.{why}",
+        f"{plan.base.name} and KEY VALUE pairs of the command line, without the overrides of "
+        f"{plan.source.name}, with the values that it searched over:",
         *(f"  {name} {value}" for name, value in values.items()),
-        "tools/train_net.py --config-file best.yaml trains with them, as long as the base does.",
+        "tools/train_net.py --config-file best.yaml trains with them.",
     ]
     text = "".join(f"# {line}\n" for line in comments) + cfg.dump()
     path = output_dir / "best.yaml"

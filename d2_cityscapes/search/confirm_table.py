@@ -13,7 +13,14 @@ from optuna.trial import FrozenTrial
 
 from d2_cityscapes.search.importance import finished_trials
 
-__all__ = ["ConfirmedTrial", "confirm_cells", "confirm_table", "confirm_verdict", "top_trials"]
+__all__ = [
+    "ConfirmedTrial",
+    "by_mean",
+    "confirm_cells",
+    "confirm_table",
+    "confirm_verdict",
+    "top_trials",
+]
 
 _SURE = 2.0  # standard errors between the first two
 
@@ -86,14 +93,14 @@ def confirm_cells(
             "-" if math.isnan(row.sd) else f"{row.sd:.2g}",
             *(f"{row.values[seed]:.5g}" if seed in row.values else "-" for seed in seeds),
         ]
-        for row in _by_mean(rows, maximize)
+        for row in by_mean(rows, maximize=maximize)
     ]
     return head, lines
 
 
 def confirm_verdict(rows: Sequence[ConfirmedTrial], *, maximize: bool = True) -> str:
     """One sentence: who wins now, and by how much of the spread between seeds."""
-    rows = _by_mean(rows, maximize)
+    rows = by_mean(rows, maximize=maximize)
     if not rows:
         return "no trial was run again"
     first, *others = rows
@@ -118,7 +125,8 @@ def confirm_verdict(rows: Sequence[ConfirmedTrial], *, maximize: bool = True) ->
     return f"{who}: {ahead:.2g} ahead of trial {second.number}, standard error {error:.2g}"
 
 
-def _by_mean(rows: Sequence[ConfirmedTrial], maximize: bool) -> list[ConfirmedTrial]:
+def by_mean(rows: Sequence[ConfirmedTrial], *, maximize: bool = True) -> list[ConfirmedTrial]:
+    """The trials that were run again, the best mean first."""
     rows = [row for row in rows if row.values]
     return sorted(rows, key=lambda row: -row.mean if maximize else row.mean)
 

@@ -16,7 +16,15 @@ from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.plan import Objective
 from d2_cityscapes.search.process import Outcome, read_outcome
 
-__all__ = ["TrialFolders", "TrialJob", "read_job", "remove_checkpoints", "write_job"]
+__all__ = [
+    "TrialFolders",
+    "TrialJob",
+    "check_folder",
+    "make_folder",
+    "read_job",
+    "remove_checkpoints",
+    "write_job",
+]
 
 _JOB = "trial.json"
 _SEARCH = "search.json"
@@ -55,14 +63,9 @@ class TrialFolders:
         """
         self.root = root
         self._study = study
+        check_folder(root, study)
         holder = root / _SEARCH
-        if holder.is_file():
-            if json.loads(holder.read_text()).get("study") != study:
-                raise SearchError(
-                    f"{root}: holds the trials of another study; name another --output-dir, or its "
-                    "--storage and --study-name"
-                )
-        else:
+        if not holder.is_file():
             write_atomically(holder, [json.dumps({"study": study}).encode()])
 
     def path(self, number: int) -> Path:
@@ -93,6 +96,40 @@ class TrialFolders:
         except SearchError:
             return False
         return (job.study, job.number) == (self._study, number)
+
+
+def check_folder(root: Path, study: str | None) -> None:
+    """Refuse a folder that cannot take the trials of a study; nothing is created.
+
+    Args:
+        root: which need not be there.
+        study: its id; None for one that is yet to be made.
+
+    Raises:
+        SearchError: it holds trials of another study, or cannot be written.
+    """
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "cannot be written" if there.is_dir() else "is no folder"
+        raise SearchError(f"--output-dir {root}: {there} {what}")
+    holder = root / _SEARCH
+    if holder.is_file() and json.loads(holder.read_text()).get("study") != study:
+        raise SearchError(
+            f"{root}: holds the trials of another study; name another --output-dir, or its "
+            "--storage and --study-name"
+        )
+
+
+def make_folder(root: Path) -> None:
+    """Make the folder of a search.
+
+    Raises:
+        SearchError: the disk refused.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SearchError(f"--output-dir {root}: cannot be made ({error.strerror})") from error
 
 
 def write_job(folder: Path, job: TrialJob, cfg: CfgNode) -> None:

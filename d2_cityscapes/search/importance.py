@@ -2,8 +2,10 @@
 
 Importances add up to something for any scores, random ones included: on few trials a parameter that
 reaches nothing gets a third of the variance. So each is compared with what the same evaluator says
-once the scores are shuffled over the trials (after Altmann et al. 2010, "Permutation importance: a
-corrected feature importance measure").
+once the scores are shuffled over the trials (Altmann et al. 2010, "Permutation importance: a
+corrected feature importance measure"), and with the best that any parameter has there, for the more
+parameters, the better the luckiest one looks (Westfall and Young 1993, "Resampling-based multiple
+testing").
 """
 
 from __future__ import annotations
@@ -49,10 +51,10 @@ class Score:
     Attributes:
         value: its importance.
         null_mean: mean of the importances on permuted scores.
-        threshold: what permuted scores exceed with probability `LEVEL` over the number of
-            parameters.
-        p_value: probability of ``value`` on permuted scores, times the number of parameters (at
-            most 1): below `LEVEL` above the threshold.
+        threshold: what any parameter exceeds, in its own measure, on fewer than `LEVEL` of the
+            permuted scores.
+        p_value: part of the permuted scores on which any parameter looks as good as this one: below
+            `LEVEL` above the threshold.
     """
 
     value: float
@@ -88,7 +90,7 @@ class Importance:
         return self.fanova.p_value < LEVEL
 
 
-def importances(study: optuna.Study, *, seed: int = 0, permutations: int = 50) -> list[Importance]:
+def importances(study: optuna.Study, *, seed: int = 0, permutations: int = 99) -> list[Importance]:
     """Importances of the parameters beside those on permuted scores, by fANOVA's p-value.
 
     A parameter that acts may still be hidden by a much stronger one, or by too few trials.
@@ -96,7 +98,7 @@ def importances(study: optuna.Study, *, seed: int = 0, permutations: int = 50) -
     Args:
         study: in any state; its complete trials count, and the pruned ones as `_judged` has them.
         seed: of the forests and the permutations; any whole number.
-        permutations: how often the scores are shuffled.
+        permutations: how often the scores are shuffled; with fewer than 20 nothing acts.
 
     Returns:
         One for each parameter that all these trials have; none where `why_no_importances`.
@@ -122,7 +124,7 @@ def importances(study: optuna.Study, *, seed: int = 0, permutations: int = 50) -
         observed, *null = (_evaluate(evaluator, copy, names, r) for r in (ranks, *shuffled))
         scores.append(_compare(observed, np.stack(null)))
     found = [Importance(*parts) for parts in zip(names, *scores, strict=True)]
-    return sorted(found, key=lambda importance: importance.fanova.p_value)
+    return sorted(found, key=lambda one: (one.fanova.p_value, -one.fanova.value))
 
 
 def why_no_importances(study: optuna.Study) -> str | None:
@@ -218,23 +220,23 @@ def _evaluate(
 def _compare(observed: np.ndarray, null: np.ndarray) -> list[Score]:
     """Scores from (K,) importances and (R, K) on permuted scores.
 
-    A gamma distribution with the mean and variance of the R gives the tail that R alone are too
-    few for; the number of parameters is allowed for by Bonferroni's correction.
+    A gamma distribution with the mean and variance of a parameter's R is the measure in which
+    parameters can be compared: how small a tail is behind a value. That no importance is exactly
+    gamma distributed does no harm, as the smallest of the K tails is looked up among its own R.
     """
-    count = len(observed)
     mean, variance = null.mean(0), null.var(0, ddof=1)
-    scores = []
-    for k in range(count):
-        if variance[k] == 0:  # a parameter with a single value
-            scores.append(Score(float(observed[k]), float(mean[k]), float(mean[k]), 1.0))
-            continue
-        tail = stats.gamma(mean[k] ** 2 / variance[k], scale=variance[k] / mean[k])
-        scores.append(
-            Score(
-                value=float(observed[k]),
-                null_mean=float(mean[k]),
-                threshold=float(tail.isf(LEVEL / count)),
-                p_value=min(1.0, count * float(tail.sf(observed[k]))),
-            )
+    varies = variance > 0  # a parameter with a single value never does
+    center, spread = np.where(varies, mean, 1.0), np.where(varies, variance, 1.0)
+    tails = stats.gamma(center**2 / spread, scale=spread / center)
+    tail = np.where(varies, tails.sf(observed), 1.0)
+    luckiest = np.sort(np.where(varies, tails.sf(null), 1.0).min(1))
+    permutations = len(null)
+    p_values = (1 + np.searchsorted(luckiest, tail, side="right")) / (permutations + 1)
+    allowed = max(int(np.ceil(LEVEL * (permutations + 1))) - 2, 0)  # as lucky ones for p < LEVEL
+    thresholds = np.where(varies, tails.isf(luckiest[allowed]), mean)
+    return [
+        Score(float(value), float(average), float(threshold), float(p))
+        for value, average, threshold, p in zip(
+            observed, mean, thresholds, np.where(varies, p_values, 1.0), strict=True
         )
-    return scores
+    ]

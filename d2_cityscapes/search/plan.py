@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,15 @@ from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space import Space
 
-__all__ = ["VAL_LOSS", "Objective", "SearchPlan", "element_at", "key_values", "value_at"]
+__all__ = [
+    "VAL_LOSS",
+    "Objective",
+    "SearchPlan",
+    "element_at",
+    "key_values",
+    "named_value",
+    "value_at",
+]
 
 VAL_LOSS = "val_loss"
 
@@ -190,6 +199,16 @@ def element_at(value: Any, indices: tuple[int, ...], name: str) -> Any:
             )
         value = value[index]
     return value
+
+
+def named_value(cfg: CfgNode, name: str) -> Any:
+    """What a config has under a parameter's name: "MODEL.RPN.IOU_THRESHOLDS[0]".
+
+    Raises:
+        SearchError: there is no such key or element.
+    """
+    key, *indices = re.split(r"[\[\]]+", name.rstrip("]"))
+    return element_at(value_at(cfg, key), tuple(map(int, indices)), name)
 
 
 def _replaced(before: Any, indices: tuple[int, ...], value: Any, name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from detectron2.config import CfgNode
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.search.errors import SearchError
@@ -19,8 +17,7 @@ from d2_cityscapes.search.plan import (
     VAL_LOSS,
     Objective,
     SearchPlan,
-    element_at,
-    value_at,
+    named_value,
 )
 from d2_cityscapes.search.space import parse_space
 
@@ -77,9 +74,9 @@ def _checked(plan: SearchPlan) -> SearchPlan:
     _check_keys(plan)
     cfg = plan.unsampled
     for parameter in plan.space.parameters:
-        element_at(value_at(cfg, parameter.key), parameter.indices, parameter.name)
+        named_value(cfg, parameter.name)
     fixed = {
-        name: _named_value(cfg, name)
+        name: named_value(cfg, name)
         for constraint in plan.space.constraints
         for name in constraint.names
         if name not in plan.space.distributions
@@ -217,8 +214,3 @@ def _check_keys(plan: SearchPlan) -> None:
                 raise SearchError(f"{where}: {key} is decided by {_OWN_KEYS[key]}")
             if key in taken:
                 raise SearchError(f"{where}: {key} is searched over; name it in one place")
-
-
-def _named_value(cfg: CfgNode, name: str) -> Any:
-    key, *indices = re.split(r"[\[\]]+", name.rstrip("]"))
-    return element_at(value_at(cfg, key), tuple(map(int, indices)), name)

@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from d2_cityscapes.search.importance import LEVEL, Importance, finished_trials, p_text
+from d2_cityscapes.search.summary import objective_label, state_text
 
 __all__ = ["plot_search", "short_names"]
 
@@ -131,14 +132,14 @@ def _history(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bytes:
         marks = [t.number for t in pruned]
         label = "pruned (last report)"
         axis.scatter(marks, last, s=26, marker="x", color=_PRUNED, linewidth=1.2, label=label)
-    failed = [t.number for t in others if t.state == TrialState.FAIL]
+    failed = [t.number for t in others if state_text(t) == "failed"]
     if failed:
         bottom = axis.get_xaxis_transform()
         axis.scatter(
             failed, [0.02] * len(failed), s=30, marker="^", color=_FAILED, transform=bottom,
             label="failed", clip_on=False,
         )  # fmt: skip
-    axis.set(xlabel="trial", ylabel="objective")
+    axis.set(xlabel="trial", ylabel=objective_label(study))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -177,7 +178,7 @@ def _slices(
     for plot in grid.ravel()[len(axes) :]:
         plot.set_visible(False)
     for plot in grid[:, 0]:
-        plot.set_ylabel("objective")
+        plot.set_ylabel(objective_label(study))
     figure.colorbar(points, ax=grid, label="trial", aspect=30, ticks=MaxNLocator(integer=True))
     return _png(figure)
 
@@ -207,7 +208,9 @@ def _parallel_coordinates(
     axis.axvline(len(axes), color="0.25", linewidth=0.8)
     for text, height in ((f"{low:.4g}", 0.0), (f"{high:.4g}", 1.0)):
         axis.text(len(axes), height, f" {text}", fontsize=7.5, va="center", bbox=halo, zorder=3)
-    axis.set_xticks(across, [*(_wrapped(a.label) for a in axes), "objective"], fontsize=8)
+    labels = [*(_wrapped(a.label) for a in axes), objective_label(study)]
+    axis.set_xticks(across, labels, fontsize=8)
+    axis.set_title("trials, from worse (dark) to better (bright)", fontsize=9, loc="left")
     axis.set(yticks=[], ylim=(-0.05, 1.05), xlim=(-0.15, len(axes) + 0.45))
     axis.spines[:].set_visible(False)
     axis.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))

@@ -131,6 +131,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     for name, part in getattr(value, "__dict__", {}).items():
         if name in _TRANSPARENT and isinstance(value, nn.Module):
             yield from ((f".{inner}", child) for inner, child in part.items())
+        elif name.endswith("_hooks") and isinstance(part, Mapping):
+            # torch numbers the hooks of a process, so that every build has other keys
+            yield from ((f".{name}[{i}]", hook) for i, hook in enumerate(part.values()))
         elif not isinstance(value, types.FunctionType):
             yield f".{name}", part
 

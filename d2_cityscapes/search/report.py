@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import importlib.metadata
 import json
 import shlex
@@ -17,6 +15,13 @@ from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from d2_cityscapes.evaluation.page import (
+    escaped,
+    facts_html,
+    page_html,
+    picture_url,
+    table_html,
+)
 from d2_cityscapes.evaluation.results import package_versions
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.search.confirm_table import (
@@ -27,11 +32,14 @@ from d2_cityscapes.search.confirm_table import (
 )
 from d2_cityscapes.search.importance import Importance, importances
 from d2_cityscapes.search.plots import plot_search, short_names
+from d2_cityscapes.search.storage import shown
 from d2_cityscapes.search.summary import (
     importance_verdict,
+    objective_label,
     objective_name,
     param_text,
     state_counts,
+    state_text,
     summary,
 )
 from d2_cityscapes.search.trial_queue import REASON
@@ -39,19 +47,12 @@ from d2_cityscapes.search.trial_queue import REASON
 __all__ = ["write_search_report"]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #f5f6f8; margin: 0 }
-main { max-width: 1240px; margin: 0 auto; padding: 24px }
-h1 { font-size: 26px; margin: 8px 0 4px } h2 { font-size: 19px; margin: 36px 0 10px }
 pre { background: #fff; padding: 14px 18px; border-radius: 8px; box-shadow: 0 1px 3px #0002;
       overflow-x: auto; font-size: 13px; line-height: 1.45 }
-table { border-collapse: collapse; background: #fff; box-shadow: 0 1px 3px #0002 }
-th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid #e6e9ed }
-th { background: #eef1f4; font-weight: 600 } .name { text-align: left }
-td { font-variant-numeric: tabular-nums }
-tr.best td { background: #fdeeea } tr.fail td { color: #9b2c1f } tr.pruned td { color: #7a8591 }
-.scroll { overflow-x: auto } img { max-width: 100%; display: block; background: #fff }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13px }
-dt { color: #5b6b7b } dd { margin: 0; overflow-wrap: anywhere }
+img { background: #fff }
+tr.best td { background: #fdeeea } tr.failed td { color: #9b2c1f }
+tr.pruned td, tr.interrupted td { color: #7a8591 }
+tr.failed td:nth-child(3), tr.interrupted td:nth-child(3) { min-width: 220px }
 """
 
 _TITLES = {
@@ -85,22 +86,18 @@ def write_search_report(
     pictures = plot_search(study, found)
     for name, picture in pictures.items():
         write_atomically(output_dir / f"{name}.png", [picture])
-    title = _text(f"Search {study.study_name}")
+    title = f"Search {study.study_name}"
     parts = [
-        f"<h1>{title}</h1><p>{_text(objective_name(study))}; {_text(state_counts(study))}</p>",
-        f"<pre>{_text(summary(study, found=found))}</pre>",
+        f"<h1>{escaped(title)}</h1>",
+        f"<p>{escaped(objective_name(study))}; {escaped(state_counts(study))}</p>",
+        f"<pre>{escaped(summary(study, found=found))}</pre>",
         _confirmed(study, confirmed),
         *(_picture(name, pictures.get(name), study, found) for name in _TITLES),
         _trials(study),
         _provenance(study),
     ]
-    page = (
-        "<!DOCTYPE html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
-    )
     path = output_dir / "report.html"
-    write_atomically(path, [page.encode()])
+    write_atomically(path, [page_html(title, parts, style=_STYLE).encode()])
     return path
 
 
@@ -109,8 +106,8 @@ def _confirmed(study: optuna.Study, rows: Sequence[ConfirmedTrial]) -> str:
         return ""
     maximize = study.direction == StudyDirection.MAXIMIZE
     head, lines = confirm_cells(rows, maximize=maximize)
-    verdict = _text(confirm_verdict(rows, maximize=maximize))
-    return f"<h2>The best trials with other seeds</h2><p>{verdict}</p>{_table(head, lines, 1)}"
+    verdict = escaped(confirm_verdict(rows, maximize=maximize))
+    return f"<h2>The best trials with other seeds</h2><p>{verdict}</p>{table_html(head, lines, 1)}"
 
 
 def _picture(
@@ -118,10 +115,9 @@ def _picture(
 ) -> str:
     heading = f"<h2>{_TITLES[name]}</h2>"
     if picture is None:
-        verdict = _text(importance_verdict(study, found))
+        verdict = escaped(importance_verdict(study, found))
         return f"{heading}<p>{verdict}</p>" if name == "importances" else ""
-    data = base64.b64encode(picture).decode()
-    image = f"<img alt='{_text(_TITLES[name])}' src='data:image/png;base64,{data}'>"
+    image = f"<img alt='{escaped(_TITLES[name])}' src='{picture_url(picture)}'>"
     if name != "importances":
         return heading + image
     explanation = (
@@ -139,16 +135,17 @@ def _trials(study: optuna.Study) -> str:
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     best = [trial.number for trial in top_trials(study, 1)]
     short = short_names(names)
-    head = ["trial", "state", "why", "objective", *(short[name] for name in names), "duration"]
+    numbers = [objective_label(study), *(short[name] for name in names), "duration"]
+    head = ["trial", "state", "why", *numbers]
     lines, kinds = [], []
     for trial in trials:
         values = [param_text(trial, name) for name in names]
-        state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+        state = state_text(trial)
         reason = str(trial.user_attrs.get(REASON, ""))
         value = _value_text(trial)
         lines.append([str(trial.number), state, reason, value, *values, _duration(trial)])
-        kinds.append("best" if trial.number in best else trial.state.name.lower())
-    return "<h2>Trials</h2>" + (_table(head, lines, 3, kinds) if lines else "<p>None yet.</p>")
+        kinds.append("best" if trial.number in best else state)
+    return "<h2>Trials</h2>" + (table_html(head, lines, 3, kinds) if lines else "<p>None yet.</p>")
 
 
 def _value_text(trial: FrozenTrial) -> str:
@@ -170,15 +167,14 @@ def _provenance(study: optuna.Study) -> str:
     config = search.get("config", "")
     versions = package_versions() | {"optuna": importlib.metadata.version("optuna")}
     fields = {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(map(shown, sys.argv)),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         **{f"space: {name}": text for name, text in _space(study, search).items()},
         **{part: json.dumps(search[part]) for part in _DESCRIBED if search.get(part)},
         "first trial": _start(study),
     }
-    items = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in fields.items() if v)
-    text = f"<details><summary>config of all trials</summary><pre>{_text(config)}</pre></details>"
-    return f"<h2>How to do it again</h2><dl>{items}</dl>{text if config else ''}"
+    text = f"<details><summary>config of all trials</summary><pre>{escaped(config)}</pre></details>"
+    return f"<h2>How to do it again</h2>{facts_html(fields)}{text if config else ''}"
 
 
 _DESCRIBED = ("constraints", "objective", "budget")
@@ -197,26 +193,3 @@ def _space(study: optuna.Study, search: dict[str, Any]) -> dict[str, str]:
 def _start(study: optuna.Study) -> str:
     starts = [t.datetime_start for t in study.get_trials(deepcopy=False) if t.datetime_start]
     return min(starts).isoformat(" ", "seconds") if starts else ""
-
-
-def _table(
-    head: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    names: int,
-    kinds: Sequence[str] | None = None,
-) -> str:
-    """An HTML table whose first columns are words and the others numbers; lines may have kinds."""
-
-    def row(cells: Sequence[str], tag: str, kind: str = "") -> str:
-        marks = [' class="name"' if i < names else "" for i in range(len(cells))]
-        texts = (f"<{tag}{m}>{_text(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
-        return f"<tr{f' class={kind!r}' if kind else ''}>{''.join(texts)}</tr>"
-
-    body = "".join(
-        row(line, "td", kind) for line, kind in zip(lines, kinds or [""] * len(lines), strict=True)
-    )
-    return f'<div class="scroll"><table>{row(head, "th")}{body}</table></div>'
-
-
-def _text(text: str) -> str:
-    return html.escape(text)

@@ -89,7 +89,7 @@ class _Search:
             try:
                 if step not in reported:
                     trial.report(value, step)
-                prune = trial.should_prune()
+                prune = bool(trial.should_prune())  # the median pruner gives numpy's
             except AlreadyFinished:  # taken over
                 return True
             self.say(f"trial {trial.number} report {step}: {self.plan.objective} {value:.4g}")

@@ -149,8 +149,10 @@ def parse_space(entries: Mapping[str, Any], constraints: Sequence[str] = ()) -> 
     Raises:
         SearchError: an entry that leaves nothing to search, or one of another form.
     """
-    if not isinstance(entries, Mapping) or not entries:
+    if not entries:
         raise SearchError("space is empty: name at least one config key to search over")
+    if not isinstance(entries, Mapping):
+        raise SearchError("space: write KEY: {type: ...} lines")
     if not isinstance(constraints, Sequence) or isinstance(constraints, str):
         raise SearchError("constraints: write a list of conditions")
     parameters = tuple(_parse_entry(str(name), entry) for name, entry in entries.items())

@@ -97,9 +97,9 @@ def _open_patiently(url: str) -> BaseStorage:
 
 
 def _open(url: str) -> BaseStorage:
+    optuna.logging.disable_default_handler()  # it would tell of each new study
     if url.startswith(_JOURNAL):
         return _open_journal(Path(url.removeprefix(_JOURNAL)))
-    optuna.logging.disable_default_handler()
     # A worker that finds the file busy waits: a minute is more than any of our transactions.
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     checks = {} if url.startswith("sqlite") else {"pool_pre_ping": True}

@@ -83,21 +83,26 @@ def load_search(storage: str, study_name: str | None = None) -> Search:
     return Search(study, replace(space, fixed=description["fixed"]))
 
 
-def check_study(plan: SearchPlan, *, storage: str, study_name: str) -> None:
+def check_study(plan: SearchPlan, *, storage: str, study_name: str) -> str | None:
     """Refuse a storage that cannot be used, or whose study of this name is another search.
 
-    Nothing is created.
+    No study is created.
+
+    Returns:
+        The id of the study, see `describe`; None where there is none yet.
 
     Raises:
         SearchError: see there.
     """
     if is_new(storage):
-        return
+        return None
     opened = open_storage(storage)
     with storage_errors(storage):
-        if study_name in optuna.get_all_study_names(opened):
-            study = optuna.load_study(study_name=study_name, storage=opened)
-            _refuse_another(study, describe(plan), storage)
+        if study_name not in optuna.get_all_study_names(opened):
+            return None
+        study = optuna.load_study(study_name=study_name, storage=opened)
+        _refuse_another(study, describe(plan), storage)
+        return _description(study)["id"]
 
 
 def open_search(plan: SearchPlan, *, storage: str, study_name: str) -> Search:

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from d2_cityscapes.search.confirm_table import top_trials
@@ -24,15 +24,18 @@ from d2_cityscapes.search.importance import (
     p_text,
     why_no_importances,
 )
+from d2_cityscapes.search.trial_queue import INTERRUPTED, REASON
 
 __all__ = [
     "Luck",
     "importance_cells",
     "importance_verdict",
     "luck",
+    "objective_label",
     "objective_name",
     "param_text",
     "state_counts",
+    "state_text",
     "summary",
 ]
 
@@ -45,7 +48,8 @@ class Luck:
 
     Attributes:
         z: standard deviations between the best value and the mean of all of them.
-        p: probability that the best of as many draws from one normal distribution is farther.
+        p: probability that the best of as many draws from one normal distribution is farther, in
+            standard deviations of their own.
         count: number of complete trials.
     """
 
@@ -55,13 +59,20 @@ class Luck:
 
 
 def luck(study: optuna.Study) -> Luck | None:
-    """Of the best complete trial; None for fewer than `MIN_TRIALS` of them, or equal values."""
+    """Of the best complete trial; None for fewer than `MIN_TRIALS` of them, or equal values.
+
+    By Grubbs (1950): mean and standard deviation are the draws' own, so that z has no normal tail
+    but follows from Student's t with two degrees of freedom less.
+    """
     values = np.array([trial.value for trial in finished_trials(study)])
     if len(values) < MIN_TRIALS or values.std() == 0:
         return None
     best = values.max() if study.direction == StudyDirection.MAXIMIZE else values.min()
     z = abs(float(best - values.mean())) / float(values.std(ddof=1))
-    return Luck(z, float(-np.expm1(len(values) * stats.norm.logcdf(z))), len(values))
+    count = len(values)
+    rest = max((count - 1) ** 2 - count * z**2, 1e-12)  # 0 where all others are equal
+    t = z * (count * (count - 2) / rest) ** 0.5
+    return Luck(z, float(-np.expm1(count * stats.t(count - 2).logcdf(t))), count)
 
 
 def summary(study: optuna.Study, *, found: Sequence[Importance] | None = None) -> str:
@@ -93,20 +104,33 @@ def summary(study: optuna.Study, *, found: Sequence[Importance] | None = None) -
 
 
 def state_counts(study: optuna.Study) -> str:
-    """ "42 complete, 1 failed": trials by state."""
-    words = {"FAIL": "failed"}
-    counts = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
-    order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
-    parts = [f"{counts[name]} {words.get(name, name.lower())}" for name in order if counts[name]]
-    return ", ".join(parts) or "no trials"
+    """ "42 complete, 1 failed": trials by `state_text`."""
+    counts = Counter(map(state_text, study.get_trials(deepcopy=False)))
+    order = ("complete", "pruned", "failed", "interrupted", "running", "waiting")
+    return ", ".join(f"{counts[name]} {name}" for name in order if counts[name]) or "no trials"
+
+
+def state_text(trial: FrozenTrial) -> str:
+    """A trial's state; "interrupted" for one that was killed, which Optuna has as failed."""
+    if trial.state != TrialState.FAIL:
+        return trial.state.name.lower()
+    killed = str(trial.user_attrs.get(REASON, "")).startswith(INTERRUPTED)
+    return "interrupted" if killed else "failed"
 
 
 def objective_name(study: optuna.Study) -> str:
     """ "maximize segm AP on cityscapes_shards_val_1"; the direction alone for other studies."""
-    objective: dict[str, Any] = study.user_attrs.get("search", {}).get("objective", {})
-    what = " ".join(objective[part] for part in ("task", "metric") if part in objective)
-    where = f" on {objective['dataset']}" if "dataset" in objective else ""
-    return f"{study.direction.name.lower()} {what or 'the objective'}{where}"
+    dataset = _objective(study).get("dataset")
+    where = f" on {dataset}" if dataset else ""
+    return f"{study.direction.name.lower()} {objective_label(study)}{where}"
+
+
+def objective_label(study: optuna.Study) -> str:
+    """ "segm AP"; "objective" for studies of others."""
+    objective = _objective(study)
+    return " ".join(objective[part] for part in ("task", "metric") if part in objective) or (
+        "objective"
+    )
 
 
 def param_text(trial: FrozenTrial, name: str) -> str:
@@ -149,6 +173,10 @@ def importance_cells(found: Sequence[Importance]) -> tuple[list[str], list[list[
         for one in found
     ]
     return head, lines
+
+
+def _objective(study: optuna.Study) -> dict[str, Any]:
+    return study.user_attrs.get("search", {}).get("objective", {})
 
 
 def _luck_text(study: optuna.Study) -> str:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from d2_cityscapes.search.process import Outcome
 from d2_cityscapes.search.space import Space
 
-__all__ = ["CONTINUES", "REASON", "AlreadyFinished", "TrialQueue"]
+__all__ = ["CONTINUES", "INTERRUPTED", "REASON", "AlreadyFinished", "TrialQueue"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ AlreadyFinished = RuntimeError
 # Trial attributes.
 CONTINUES = "continues"  # numbers of the interrupted trials that this one takes further
 REASON = "reason"  # why it failed, one line
+INTERRUPTED = "interrupted: "  # how that begins where another trial takes its place
 RESULTS = "results"  # other numbers of the trial
 _WORKER = "worker"  # who runs it: machine, pid, run
 _BEAT = "heartbeat"  # when that one was last alive, seconds since 1970; 0: it let go
@@ -151,7 +152,7 @@ class TrialQueue:
     def _continue(self, trial: FrozenTrial, reason: str, *, kills: int) -> None:
         """Fail a trial and queue another one with its values and reports."""
         complete = trial.params.keys() == self._space.distributions.keys()
-        reason = f"interrupted: {reason}" + ("; continued by another trial" if complete else "")
+        reason = INTERRUPTED + reason + ("; continued by another trial" if complete else "")
         if self._fail(trial.number, reason) and complete:
             before = trial.user_attrs.get(CONTINUES, [])
             self._study.add_trial(

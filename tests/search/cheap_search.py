@@ -1,4 +1,4 @@
-"""tools/search.py with trials that train nothing: SEARCH.yaml OUTPUT_DIR STORAGE TOTAL WORKERS."""
+"""tools/search.py with trials that train nothing: SEARCH.yaml OUTPUT_DIR STORAGE TOTAL."""
 
 import sys
 from functools import partial
@@ -9,7 +9,7 @@ from d2_cityscapes.search.process import TrialProcess
 from d2_cityscapes.search.run import run_search
 from d2_cityscapes.search.study import open_search
 
-source, output_dir, storage, total, workers = sys.argv[1:]
+source, output_dir, storage, total = sys.argv[1:]
 trial = [sys.executable, str(Path(__file__).with_name("cheap_trial.py"))]
 plan = read_plan(source)
 run_search(
@@ -17,7 +17,6 @@ run_search(
     plan,
     total=int(total),
     output_dir=output_dir,
-    workers=int(workers),
     start=partial(TrialProcess, trial),
     heartbeat=1.0,
     say=partial(print, flush=True),

@@ -1,7 +1,7 @@
 """A trial that trains nothing: it steps, keeps a checkpoint, reports, and can be killed anywhere.
 
-SEARCH_TEST_DELAY is the length of a step in seconds. Every start and every step leaves a line in
-steps.txt.
+SEARCH_TEST_DELAY is the length of a step in seconds. The trial whose folder SEARCH_TEST_HANG names
+stands still after its second report. Every start and every step leaves a line in steps.txt.
 """
 
 import os
@@ -29,6 +29,8 @@ def run(folder: Path, report) -> tuple[float, dict]:
         checkpoint.write_text(str(step))
         if report(step, score) and step < STEPS:
             raise Pruned
+        if step == 2 and folder.name == os.environ.get("SEARCH_TEST_HANG"):
+            time.sleep(60)
     print("this is no report")
     return score, {"cheap": score}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -83,7 +84,7 @@ class FakeProcess:
         except RuntimeError as error:
             return Outcome("failed", reason=str(error))
         for step in (1, 2, 3):
-            if report(step, value * step / 4):
+            if json.loads(json.dumps(report(step, value * step / 4))):  # as it reaches a real one
                 return Outcome("pruned")
         report(4, value)
         return Outcome("complete", value, results={"segm AP": value})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.plan_file import read_plan
 from d2_cityscapes.search.preflight import check_reach, run_preflight
 from d2_cityscapes.search.process import Outcome
+from d2_cityscapes.search.reach import differences, fingerprint
 
 pytestmark = pytest.mark.usefixtures("datasets")
 
@@ -90,6 +93,29 @@ def test_what_cannot_act_is_one_line(write_tiny, sections, opts, message):
     with pytest.raises(SearchError, match=message) as caught:
         _check(write_tiny(**defaults | sections), *opts)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_hooks_are_no_difference(plan):
+    """torch counts them over the whole process."""
+
+    def nothing(cfg, name): ...
+
+    def build(momentum):
+        model = torch.nn.Linear(2, 1)
+        model.register_forward_hook(print)
+        optimizer = torch.optim.SGD(model.parameters(), momentum=momentum)
+        optimizer.register_step_pre_hook(print)
+        torch.manual_seed(0)
+        model.reset_parameters()
+        return fingerprint(
+            SimpleNamespace(
+                cfg=plan.unsampled, model=model, optimizer=optimizer, scheduler=None,
+                data_loader=None, build_test_loader=nothing, build_evaluator=nothing,
+            )
+        )  # fmt: skip
+
+    assert differences(build(0.5), build(0.5)) == []
+    assert "optimizer.defaults['momentum']" in differences(build(0.5), build(0.6))
 
 
 def test_constraints_that_pin_a_parameter(write_tiny):

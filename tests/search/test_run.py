@@ -12,6 +12,7 @@ import yaml
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.search.best import write_best
 from d2_cityscapes.search.confirm import run_again
+from d2_cityscapes.search.confirm_table import ConfirmedTrial, top_trials
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.folders import TrialFolders, read_job
 from d2_cityscapes.search.plan_file import read_plan
@@ -76,6 +77,15 @@ def test_bad_trials_are_pruned_by_their_reports(search, plan, fake):
     assert all(t.intermediate_values[4] == t.value for t in complete)
     assert any(line.startswith(f"trial {pruned.number} pruned; ") for line in lines)
     assert "20 of 20, best " in lines[-1]
+
+
+def test_processes_are_pruned_by_the_median(search, write_search, cheap_trial):
+    """The answer reaches a process of its own, which stops there."""
+    plan = read_plan(write_search(pruner={"name": "median", "startup_trials": 1}))
+    found = search(plan, cheap_trial, 4)
+    pruned = [t for t in found.study.trials if t.state.name == "PRUNED"]
+    assert pruned and all(sorted(t.intermediate_values) == [1, 2] for t in pruned)
+    assert len(found.study.trials) == 4
 
 
 def test_hyperband_prunes_within_constraints(search, write_search, fake):
@@ -169,6 +179,20 @@ def test_best_yaml_trains_the_base_with_the_best_values(search, plan, fake, tmp_
     assert str(tmp_path / "out" / "best") == cfg.OUTPUT_DIR
 
 
+def test_best_yaml_is_what_other_seeds_confirm(search, plan, fake, tmp_path):
+    found = search(plan, fake(lambda values: values[LOW]), 3)
+    first, second = top_trials(found.study, 2)
+    confirmed = [
+        ConfirmedTrial(first.number, first.value, {2: 1.0, 3: 2.0}),
+        ConfirmedTrial(second.number, second.value, {2: 3.0, 3: 4.0}),
+    ]
+    path = write_best(found, plan, tmp_path / "out", confirmed=confirmed)
+    assert load_config(path).MODEL.RPN.IOU_THRESHOLDS[0] == second.params[LOW]
+    text = path.read_text()
+    assert f"trial {second.number}, segm AP {second.value:.4f}" in text
+    assert "Mean of 2 runs with other seeds 3.5000, best of 2 trials run again." in text
+
+
 def test_without_a_complete_trial_there_is_no_best(plan, tmp_path):
     empty = open_search(plan, storage=f"sqlite:///{tmp_path}/study.db", study_name="one")
     assert write_best(empty, plan, tmp_path) is None
@@ -246,12 +270,13 @@ def test_a_result_that_was_not_told_is_told(search, plan, fake, tmp_path):
     assert [(t.state.name, t.value) for t in found.study.trials] == [("COMPLETE", 0.125)]
 
 
-def test_processes_share_a_journal(plan, cheap_trial, tmp_path):
+def test_processes_share_a_journal(plan, cheap_trial, tmp_path, capfd):
     storage = f"journal:///{tmp_path}/study.log"
     search = open_search(plan, storage=storage, study_name="one")
     run_search(search, plan, total=5, output_dir=tmp_path, workers=2, start=cheap_trial)
     again = load_search(storage)
     assert [t.value is not None for t in again.study.trials] == [True] * 5
+    assert "new study" not in capfd.readouterr().err  # Optuna's own log
 
 
 def test_two_machines_share_a_study_on_postgresql(plan, fake, tmp_path, postgresql, monkeypatch):

@@ -53,16 +53,20 @@ def test_help(call):
         ({}, ["--storage", "study.db"], "use sqlite:///FILE"),
         ({}, ["--trials", "0"], "--trials 0: use 1 or more"),
         ({}, ["--workers", "0"], "--workers 0: use 1 or more"),
-        ({}, [], "--trials None: use 1 or more"),
+        ({}, [], "search.yaml: names no number of trials; use --trials"),
+        ({}, ["--confirm", "-1"], "--confirm -1: use 0 or more"),
+        ({}, ["--output-dir", "{tmp}/search.yaml"], "search.yaml is no folder"),
+        ({}, ["--output-dir", "{tmp}/search.yaml/out"], "search.yaml is no folder"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(
     call, write_tiny, tmp_path, sections, arguments, message
 ):
     source = write_tiny(**sections)
-    if "--trials" not in arguments and message != "--trials None: use 1 or more":
+    if "--trials" not in arguments and "no number of trials" not in message:
         arguments = [*arguments, "--trials", "2"]
     output = tmp_path / "out"
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     code, _, err = call("--config-file", source, "--output-dir", output, *arguments)
     assert code == 1 and message in err
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
@@ -78,6 +82,18 @@ def test_another_space_stops_before_anything_is_built(call, write_tiny, tmp_path
     )  # fmt: skip
     assert code == 1 and "not made by tools/search.py" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_study_stops_before_anything_is_built(call, write_tiny, tmp_path):
+    """And the storage does not get a study that nothing will ever be in."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "search.json").write_text('{"study": "another"}')
+    code, out, err = call(
+        "--config-file", write_tiny(), "--output-dir", tmp_path / "out", "--trials", "2",
+        "--storage", f"sqlite:///{tmp_path}/new.db",
+    )  # fmt: skip
+    assert code == 1 and "out: holds the trials of another study" in err
+    assert "checking" not in out and not (tmp_path / "new.db").exists()
 
 
 @pytest.fixture
@@ -131,7 +147,7 @@ def test_a_search_that_trains_and_is_killed_twice(begin, tmp_path):
         if trial.state.name == "COMPLETE":
             cfg = load_config(out / f"trial_{trial.number:04d}" / "config.yaml")
             assert trial.params["SOLVER.BASE_LR"] == cfg.SOLVER.BASE_LR
-    assert "6 complete, 2 failed" in output
+    assert "6 complete, 2 interrupted" in output
     assert study.best_params["SOLVER.BASE_LR"] == load_config(out / "best.yaml").SOLVER.BASE_LR
     assert (out / "report.html").is_file()
 

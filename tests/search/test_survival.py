@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from d2_cityscapes.search.study import load_search
+from d2_cityscapes.search.plan_file import read_plan
+from d2_cityscapes.search.run import run_search
+from d2_cityscapes.search.study import load_search, open_search
 
 SCRIPT = Path(__file__).with_name("cheap_search.py")
 
@@ -22,10 +23,10 @@ def begin(write_search, repository):
     """Start a search as a process of its own."""
     source = write_search(pruner={"name": "none"})
 
-    def run(output_dir, storage, total, workers=1, delay=0.15) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": str(repository), "SEARCH_TEST_DELAY": str(delay)}
+    def run(output_dir, storage, total, **environment) -> subprocess.Popen:
+        environment |= os.environ | {"PYTHONPATH": str(repository)}
         command = [sys.executable, "-W", "ignore", SCRIPT, source, output_dir, storage]
-        command += [total, workers]
+        command += [total]
         return subprocess.Popen(
             [str(part) for part in command],
             env=environment,
@@ -52,24 +53,29 @@ def _finish(search: subprocess.Popen) -> str:
 
 def _trial_pid(folder: Path) -> int:
     """Of the process that made the last step in a trial's folder."""
-    while not (folder / "steps.txt").exists():
-        time.sleep(0.05)
     return int((folder / "steps.txt").read_text().split()[-1])
 
 
-def test_killed_twice_it_has_six_trials_and_has_lost_none(begin, tmp_path):
+def test_killed_twice_it_has_six_trials_and_has_lost_none(
+    begin, cheap_trial, write_search, monkeypatch, tmp_path
+):
+    """kill -9 of the search in the middle of its third trial, then of a trial."""
     out, storage = tmp_path / "out", f"sqlite:///{tmp_path}/study.db"
-    search = begin(out, storage, 6)
-    _wait_for(search, "trial 2 report 2")  # kill -9 of the parent, in the middle of its third trial
+    search = begin(out, storage, 6, SEARCH_TEST_HANG="trial_0002")
+    _wait_for(search, "trial 2 report 2")
     search.kill()
     search.wait()
     before = load_search(storage).study.trials
     assert [t.state.name for t in before] == ["COMPLETE", "COMPLETE", "RUNNING"]
 
-    search = begin(out, storage, 6)
-    _wait_for(search, "trial 4 report 2")  # and kill -9 of a trial
-    os.kill(_trial_pid(out / "trial_0004"), signal.SIGKILL)
-    _finish(search)
+    def say(line: str) -> None:
+        if "trial 4 report 2" in line:
+            os.kill(_trial_pid(out / "trial_0004"), signal.SIGKILL)
+
+    monkeypatch.setenv("SEARCH_TEST_HANG", "trial_0004")
+    plan = read_plan(write_search(pruner={"name": "none"}))
+    again = open_search(plan, storage=storage, study_name="one")
+    run_search(again, plan, total=6, output_dir=out, start=cheap_trial, say=say)
 
     trials = load_search(storage).study.trials
     states = Counter(t.state.name for t in trials)
@@ -93,7 +99,7 @@ def test_killed_twice_it_has_six_trials_and_has_lost_none(begin, tmp_path):
 def test_two_searches_share_a_study_on_postgresql(begin, tmp_path, postgresql):
     """As two machines would: each with a folder of its own, both creating the study."""
     folders = [tmp_path / "a", tmp_path / "b"]
-    searches = [begin(folder, postgresql, 8, delay=0.1) for folder in folders]
+    searches = [begin(folder, postgresql, 8, SEARCH_TEST_DELAY="0.1") for folder in folders]
     for search in searches:
         _finish(search)
     trials = load_search(postgresql, "one").study.trials

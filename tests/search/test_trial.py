@@ -41,6 +41,31 @@ def prepare(write_tiny, tmp_path):
     return make
 
 
+def test_a_value_that_another_key_replaced_is_named(write_tiny):
+    """The model holds what the config has, but that is not what was sampled."""
+    cfg = read_plan(write_tiny()).unsampled
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    with pytest.raises(SearchError) as caught:
+        check_applied(cfg, model, optimizer, {"MODEL.ANCHOR_GENERATOR.SIZES[0][0]": 12})
+    assert str(caught.value) == (
+        "MODEL.ANCHOR_GENERATOR.SIZES[0][0]: 12 was sampled, but the config has 8"
+    )
+
+
+@pytest.mark.parametrize("sizes", [[[32, 16]], [[16], [24], [32], [64, 48], [128]]])
+def test_anchors_for_all_levels_and_in_any_order(write_tiny, sizes):
+    key = "MODEL.ANCHOR_GENERATOR.SIZES"
+    cfg = read_plan(write_tiny()).unsampled.clone()
+    cfg.defrost()
+    cfg.merge_from_list([key, sizes, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0]]])
+    if len(sizes) > 1:  # as many anchors on every level, as the heads need
+        sizes = [level * (2 // len(level)) for level in sizes]
+        cfg.merge_from_list([key, sizes])
+    model = Trainer.build_model(cfg)
+    check_applied(cfg, model, Trainer.build_optimizer(cfg, model), {key: sizes})
+
+
 def _weights(folder):
     return torch.load(folder / "model_final.pth", weights_only=False)["model"]
 
