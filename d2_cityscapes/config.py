@@ -129,8 +129,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # For spinning disks and network mounts: an epoch visits one shard after another, in random
     # order, and shuffles inside each; every image still comes once. False: one shuffle over all.
     cfg.DATALOADER.SHARD_LOCAL = False
-    # Fetch the next batch, and on a GPU copy it there from pinned memory on a stream of its own,
-    # while the model works on this one.
+    # Fetch the next batch and copy it to the GPU, from pinned memory on a stream of its own, while
+    # the model works on this one. Needs NUM_WORKERS above 0; on the CPU workers are ahead as it is.
     cfg.DATALOADER.PREFETCH = False
     # Part of the images that "RandomSubsetTrainingSampler" trains on. Detectron2 reads this key too
     # but gives it no default.

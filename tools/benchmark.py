@@ -9,11 +9,15 @@
                thread; on a GPU too, where there is one
   fusion       panoptic fusion, and all post-processing of an image, against Detectron2's: the same
                predictions, one thread; results that differ are an error
+  train        training steps, data included, against Detectron2's trainer on the same PNG tree:
+               the same model, weights and input size; losses that differ are an error. On the CPU
+               stock computes in fp32, on a GPU also with TF32 and in mixed precision; there, peak
+               memory and the share of time that the GPU is busy are compared too
 
 Several modes, e.g. "minidl fusion", run one after the other with the same options.
-For data and evaluation, without --cityscapes, synthetic scenes are made in --work-dir first, and
-kept for the next run, as the shards are. Ratios above 1 are in favour of this package. Writes JSON,
-and Markdown beside it.
+For data, evaluation and train, without --cityscapes, synthetic scenes are made in --work-dir first,
+and kept for the next run, as the shards are. Ratios above 1 are in favour of this package. Writes
+JSON, and Markdown beside it.
 """
 
 import argparse
@@ -41,7 +45,9 @@ def parse_args() -> list[argparse.Namespace]:
     evaluation = modes.add_parser("evaluation", help="scoring", formatter_class=HelpFormatter)
     minidl = modes.add_parser("minidl", help="semantic head", formatter_class=HelpFormatter)
     fusion = modes.add_parser("fusion", help="post-processing", formatter_class=HelpFormatter)
-    for mode, split, images, rounds in ((data, "train", 96, 3), (evaluation, "val", 16, 5)):
+    train = modes.add_parser("train", help="training steps", formatter_class=HelpFormatter)
+    of_scenes = ((data, "train", 96, 3), (evaluation, "val", 16, 5), (train, "train", 24, 5))
+    for mode, split, images, rounds in of_scenes:
         mode.add_argument("--cityscapes", type=Path, help="root of a PNG tree; omit for synthetic")
         mode.add_argument("--split", default=split, choices=["train", "val"], help="of the tree")
         mode.add_argument(
@@ -51,6 +57,7 @@ def parse_args() -> list[argparse.Namespace]:
             "--work-dir", type=Path, default=Path("benchmark_data"), help="for scenes and shards"
         )
         add_common(mode, rounds)
+    add_training(train)
     add_common(minidl, rounds=1)  # the direct form takes two minutes
     add_common(fusion, rounds=5)
     data.add_argument(
@@ -68,6 +75,31 @@ def parse_args() -> list[argparse.Namespace]:
     if len(found) > 1 and found[0].output is not None:
         parser.error("--output names the results of one mode; leave it out for several")
     return found
+
+
+def add_training(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--height", type=int, help="px of the input; 512 on the CPU, 1024 on a GPU")
+    train.add_argument("--width", type=int, help="px of the input; 1024 on the CPU, 2048 on a GPU")
+    train.add_argument("--batch", type=int, help="images in a step; 2 on the CPU, 4 on a GPU")
+    train.add_argument("--workers", type=int, help="of each side; 0 on the CPU, 8 on a GPU")
+    train.add_argument("--steps", type=int, help="timed in a turn; 3 on the CPU, 20 on a GPU")
+    train.add_argument(
+        "--amp",
+        default="bfloat16",
+        choices=["bfloat16", "float16", "none"],
+        help="our mixed precision; Detectron2's is float16, on a GPU only",
+    )
+    train.add_argument(
+        "--stock",
+        default="json-polygons",
+        choices=["png-polygons", "png-rle", "json-polygons"],
+        help="how Detectron2 reads the tree; polygons need OpenCV, JSON needs shapely",
+    )
+    train.add_argument("--compile", action="store_true", help="our model with MODEL.COMPILE")
+    train.add_argument("--weights", default="", help="checkpoint for both sides; else random ones")
+    train.add_argument(
+        "--ours", nargs="*", default=[], metavar="KEY VALUE", help="overrides for our side"
+    )
 
 
 def add_common(mode: argparse.ArgumentParser, rounds: int) -> None:
@@ -97,6 +129,7 @@ def measure_mode(args: argparse.Namespace) -> None:
         "evaluation": measure_evaluation,
         "minidl": measure_minidl,
         "fusion": measure_fusion,
+        "train": measure_training,
     }[args.mode]
     settings, comparisons = measure(args, report)
     write_comparisons(
@@ -164,6 +197,36 @@ def measure_fusion(args: argparse.Namespace, report):
 
     settings = FusionBenchmark(rounds=args.rounds)
     return settings, benchmark_fusion(settings, report=report)
+
+
+def measure_training(args: argparse.Namespace, report):
+    import torch
+
+    from d2_cityscapes.benchmark.trainers import TrainingBenchmark
+    from d2_cityscapes.benchmark.training import benchmark_training
+    from d2_cityscapes.data.cityscapes import find_sources
+    from d2_cityscapes.data.shard_writer import write_shards
+
+    tree, shards = scenes(args), args.work_dir / "shards"
+    write_shards(find_sources(tree, args.split), shards, split=args.split, progress=True)
+    sizes = {"height": 512, "width": 1024, "batch": 2, "workers": 0, "steps": 3}
+    if torch.cuda.is_available():
+        sizes = {"height": 1024, "width": 2048, "batch": 4, "workers": 8, "steps": 20}
+    given = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
+    settings = TrainingBenchmark(
+        cityscapes=tree,
+        shards=shards,
+        config=Path(__file__).resolve().parents[1] / "configs" / "stage3.yaml",
+        split=args.split,
+        stock=args.stock,
+        rounds=args.rounds,
+        amp="" if args.amp == "none" else args.amp,
+        compile=args.compile,
+        weights=args.weights,
+        overrides=args.ours,
+        **sizes | given,
+    )
+    return settings, benchmark_training(settings, report=report)
 
 
 if __name__ == "__main__":

@@ -5,31 +5,76 @@ Takes Detectron2's standard arguments; overrides follow as KEY VALUE pairs:
 
   tools/train_net.py --config-file configs/stage3.yaml SOLVER.MAX_ITER 100 OUTPUT_DIR out
   tools/train_net.py --config-file out/config.yaml --eval-only MODEL.WEIGHTS out/model_final.pth
+  tools/train_net.py --config-file configs/stage3.yaml --dry-run SOLVER.IMS_PER_BATCH 8
 
-OUTPUT_DIR receives config.yaml, metrics.json, checkpoints, results.json and pictures.
+OUTPUT_DIR receives config.yaml, metrics.json, checkpoints, results.json and pictures. --dry-run
+writes nothing: it trains a step in memory and prints how many parameters there are and train, what
+they and a batch take of the memory, and on a GPU the peak of a step and the largest batch that
+fits. It runs in one process; with --num-gpus N, or under torchrun, that stands for one of them.
 """
+
+import argparse
+import os
 
 from d2_cityscapes.cli import run
 from d2_cityscapes.dependencies import require_detectron2
 
 
-def train_or_evaluate(args) -> None:  # module level: worker processes import it by name
+def train_or_evaluate(args: argparse.Namespace) -> None:  # worker processes import it by name
     from d2_cityscapes.engine.trainer import evaluate, setup, train
 
     cfg = setup(args)
     if args.eval_only:
         evaluate(cfg)
     else:
-        train(cfg, resume=args.resume)
+        train(cfg, resume=args.resume, profile=args.profile)
 
 
-def main() -> None:
-    require_detectron2()
+def measure(args: argparse.Namespace) -> None:
+    from d2_cityscapes.engine.dry_run import dry_run
+    from d2_cityscapes.engine.trainer import checked_config
+
+    processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))  # of torchrun
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(dry_run(checked_config(args), processes=processes).table())
+
+
+def parse_args() -> argparse.Namespace:
     from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(epilog="")
     parser.description = __doc__
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what the training would need, and end"
+    )
+    parser.add_argument(
+        "--profile",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="write a torch profiler trace of N early steps to OUTPUT_DIR/profile",
+    )
     args = parser.parse_args()
+    given = [name for name in ("dry_run", "eval_only") if getattr(args, name)]
+    given += [name for name in ("resume", "profile") if getattr(args, name) and given]
+    if len(given) > 1 and given != ["eval_only", "resume"]:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"{names} do not go together")
+    return args
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of steps")
+    return int(text)
+
+
+def main() -> None:
+    require_detectron2()
+    args = parse_args()
+    if args.dry_run:
+        measure(args)
+        return
     from d2_cityscapes.engine.distributed import launch
 
     launch(train_or_evaluate, args)

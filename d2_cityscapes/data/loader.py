@@ -88,15 +88,25 @@ class TrainLoader:
         """Seed of the order and of the augmentations."""
         return self._sampler.seed
 
+    @property
+    def num_workers(self) -> int:
+        """Processes that map; 0 for the one that asks."""
+        return self._num_workers
+
     def __iter__(self) -> Iterator[list[dict]]:
-        """Batches of this rank, from where the loader stands."""
+        """Batches of this rank, from where the loader stands.
+
+        With worker processes, all but the first may be asked for from another thread: once started,
+        workers leave the generators of this process alone.
+        """
         with preserved_generators():
             batches = iter(self._batches())
+            batch = next(batches)
         while True:
-            with preserved_generators():
-                batch = next(batches)
             self._position += self._total_batch_size
             yield batch
+            with contextlib.nullcontext() if self._num_workers else preserved_generators():
+                batch = next(batches)
 
     def state_dict(self) -> dict[str, int]:
         """Seed and position, equal on all ranks."""

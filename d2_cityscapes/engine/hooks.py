@@ -10,6 +10,7 @@ from detectron2.engine import HookBase
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from d2_cityscapes.engine.distributed import wrap_again
 from d2_cityscapes.modeling.freeze import (
     FreezeError,
     FreezePhase,
@@ -107,7 +108,7 @@ class FreezeHook(HookBase):
         for parameter in self._optimized():
             parameter.requires_grad_(id(parameter) not in frozen)
         if isinstance(self.trainer.model, DistributedDataParallel):
-            self.trainer.model = _wrap_again(self.trainer.model)
+            self.trainer.model = wrap_again(self.trainer.model)
         report = freeze_report(self.trainer.model, phase.frozen)
         logger.info(
             "Iteration %d: unfrozen by MODEL.FREEZE.SCHEDULE. Still frozen: %s\n%s",
@@ -151,17 +152,3 @@ class FreezeHook(HookBase):
 
     def _optimized(self) -> list[nn.Parameter]:
         return [p for group in self.trainer.optimizer.param_groups for p in group["params"]]
-
-
-def _wrap_again(model: DistributedDataParallel) -> DistributedDataParallel:
-    """A new wrapper with the settings of the old one, over the parameters that train now."""
-    return DistributedDataParallel(
-        model.module,
-        device_ids=model.device_ids,
-        output_device=model.output_device,
-        broadcast_buffers=model.broadcast_buffers,
-        process_group=model.process_group,
-        find_unused_parameters=model.find_unused_parameters,
-        gradient_as_bucket_view=model.gradient_as_bucket_view,
-        static_graph=model.static_graph,
-    )

@@ -13,7 +13,7 @@ from d2_cityscapes.modeling.freeze import later_parameters_on
 
 __all__ = ["build_optimizer"]
 
-_ADAMS = {"ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}
+_KINDS = {"SGD": torch.optim.SGD, "ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -25,33 +25,43 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     groups as SGD: SOLVER.WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and
     CLIP_GRADIENTS act on all three. Adam's weight decay is L2, AdamW's is decoupled.
 
+    SOLVER.FUSED changes no result beyond rounding. The states of fused and other optimizers take
+    each other's place, in either layout of memory.
+
     Raises:
-        ConfigError: another name, or settings that PyTorch refuses.
+        ConfigError: another name, settings that PyTorch refuses, or no fused optimizer for the
+            device of the model.
     """
     name = cfg.SOLVER.OPTIMIZER
-    if name not in ("SGD", *_ADAMS):
+    if name not in _KINDS:
         raise ConfigError(f"SOLVER.OPTIMIZER {name!r}: use SGD, ADAM or ADAMW")
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):
         raise ConfigError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: use value or norm")
+    if cfg.SOLVER.FUSED:
+        _check_fused(name, next(model.parameters()).device)
+    own = name != "SGD" or cfg.SOLVER.FUSED
     try:
         with later_parameters_on(model):
-            optimizer = _build_sgd(cfg, model) if name == "SGD" else _build_adam(cfg, model)
+            optimizer = _build(cfg, model) if own else _build_detectron2(cfg, model)
     except ValueError as error:  # no momentum for Nesterov, a negative rate, nothing to train
         raise ConfigError(f"SOLVER.OPTIMIZER {name!r}: {error}") from error
     if clip.ENABLED:
         optimizer.register_step_pre_hook(lambda optimizer, *_: _clip_gradients(optimizer, clip))
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+    if cfg.SOLVER.FUSED:
+        optimizer.register_step_pre_hook(lambda optimizer, *_: _complete_state(optimizer))
     return optimizer
 
 
-def _build_sgd(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+def _build_detectron2(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False  # `_clip_gradients` does it
     return build_detectron2_optimizer(cfg, model)
 
 
-def _build_adam(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+def _build(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
         model,
@@ -60,8 +70,56 @@ def _build_adam(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    kind = _ADAMS[solver.OPTIMIZER]
-    return kind(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    options = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    if solver.OPTIMIZER == "SGD":
+        options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    if solver.FUSED:
+        options["fused"] = True
+    return _KINDS[solver.OPTIMIZER](groups, **options)
+
+
+def _check_fused(name: str, device: torch.device) -> None:
+    """Let PyTorch make a fused step of one number: else it refuses in the first of the training."""
+    number = torch.zeros(1, device=device, requires_grad=True)
+    number.grad = torch.zeros_like(number)
+    try:
+        _KINDS[name]([number], lr=0.1, fused=True).step()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"SOLVER.FUSED: PyTorch {torch.__version__} has no fused {name} for {device.type}: "
+            "set it to False"
+        ) from error
+
+
+def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """A loaded state does not decide how the optimizer computes, which its groups say too."""
+    own, saved = optimizer.param_groups, state["param_groups"]
+    if len(own) != len(saved):
+        return state  # PyTorch refuses it
+    names = ("fused", "foreach")
+    groups = [
+        other | {name: group[name] for name in names if name in group}
+        for group, other in zip(own, saved, strict=True)
+    ]
+    return state | {"param_groups": groups}
+
+
+def _complete_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused kernels the state that they take for granted.
+
+    That is momentum for all parameters or for none, where what is unfrozen later has none yet: 0 is
+    the same. And the parameter's layout in memory, which a loaded state may not have: they take the
+    numbers of all one after another.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if group.get("momentum") and "momentum_buffer" not in state:
+                state = optimizer.state[parameter]
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            for name, value in state.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _clip_gradients(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import DefaultTrainer
 from fvcore.common.checkpoint import Checkpointer
+from torch import Tensor
 
 from d2_cityscapes.files import open_atomically, write_atomically
 
-__all__ = ["FINAL", "complete_final_weights", "save_checkpoint", "tag_checkpoint"]
+__all__ = [
+    "FINAL",
+    "FINAL_AVERAGE",
+    "complete_final_weights",
+    "save_checkpoint",
+    "save_weights",
+    "tag_checkpoint",
+]
 
 FINAL = "model_final"  # name of Detectron2's last checkpoint
+FINAL_AVERAGE = "model_final_ema"  # weights alone, see `AveragingHook`
 
 
 def save_checkpoint(checkpointer: Checkpointer, name: str, **extra: Any) -> None:
@@ -30,6 +40,12 @@ def save_checkpoint(checkpointer: Checkpointer, name: str, **extra: Any) -> None
     with open_atomically(path) as file:
         torch.save({"model": checkpointer.model.state_dict(), **states, **extra}, file)
     checkpointer.tag_last_checkpoint(path.name)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights to use or to start from, without what a resumed training needs."""
+    with open_atomically(path) as file:
+        torch.save({"model": dict(weights)}, file)
 
 
 def tag_checkpoint(checkpointer: Checkpointer, name: str) -> None:

@@ -59,8 +59,8 @@ def load_config(
     FILTER_EMPTY_ANNOTATIONS and RANDOM_SUBSET_RATIO, each counted once whatever the sampler
     repeats.
 
-    Without a usable GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED False, as
-    Detectron2's mixed precision needs CUDA; each with a logged line.
+    Without a usable GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED, which was made
+    for the GPU, False; each with a logged line. Where MODEL.DEVICE says "cpu" it stays as it is.
 
     Args:
         config_file: YAML file, with ``_BASE_`` as in Detectron2; "" for the defaults alone.
@@ -223,9 +223,9 @@ def _settle_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no CUDA device found: MODEL.DEVICE is cpu")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
-        logger.warning("mixed precision needs a CUDA device: SOLVER.AMP.ENABLED is False")
-        cfg.SOLVER.AMP.ENABLED = False
+        if cfg.SOLVER.AMP.ENABLED:
+            logger.warning("no mixed precision without it: SOLVER.AMP.ENABLED is False")
+            cfg.SOLVER.AMP.ENABLED = False
 
 
 def _merge(cfg: CfgNode, source: str, merge) -> None:

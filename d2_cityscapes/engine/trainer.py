@@ -11,18 +11,34 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_setup
-from detectron2.engine.hooks import CallbackHook, EvalHook, PeriodicCheckpointer, PreciseBN
+from detectron2.engine.hooks import (
+    CallbackHook,
+    EvalHook,
+    IterationTimer,
+    PeriodicCheckpointer,
+    PreciseBN,
+)
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.engine.averaging import AveragingHook, check_averaging, final_weights
 from d2_cityscapes.engine.checkpoint import Checkpointer
-from d2_cityscapes.engine.distributed import distribute, scale_to_world
+from d2_cityscapes.engine.distributed import (
+    check_step_size,
+    distribute,
+    images_per_step,
+    scale_to_world,
+)
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.optimizer import build_optimizer
+from d2_cityscapes.engine.prefetch import Prefetcher
+from d2_cityscapes.engine.profiling import ProfileHook
+from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
 from d2_cityscapes.engine.resume import check_freeze_settings, freeze_settings
 from d2_cityscapes.engine.saving import complete_final_weights
 from d2_cityscapes.engine.schedules import (
@@ -38,7 +54,7 @@ from d2_cityscapes.engine.setup import (
     check_weights_file,
     load_config,
 )
-from d2_cityscapes.engine.training_step import build_training_step
+from d2_cityscapes.engine.training_step import build_training_step, check_training_step
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
 from d2_cityscapes.evaluation.evaluators import build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
@@ -47,7 +63,7 @@ from d2_cityscapes.modeling.anchors import resolve_anchors
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freeze import unwrap
 
-__all__ = ["Trainer", "evaluate", "setup", "train"]
+__all__ = ["Trainer", "checked_config", "evaluate", "setup", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +111,9 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return build_train_loader(cfg)
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader | Prefetcher:
+        loader = build_train_loader(cfg)
+        return Prefetcher(loader, cfg.MODEL.DEVICE) if cfg.DATALOADER.PREFETCH else loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -157,17 +174,18 @@ class Trainer(DefaultTrainer):
             "_trainer": self._trainer.state_dict(),
             "data": self.data_loader.state_dict(),
             "freeze": freeze_settings(self.cfg),
+            "images_per_step": images_per_step(self.cfg),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         checkpoint = self.checkpointer.get_checkpoint_file()
         check_freeze_settings(state_dict.get("freeze"), self.cfg, checkpoint)
+        check_step_size(state_dict.get("images_per_step"), self.cfg, checkpoint)
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
         data = state_dict.get("data")
         if data is None:
-            solver = self.cfg.SOLVER
-            seen = (self.iter + 1) * solver.IMS_PER_BATCH * solver.ACCUMULATE_STEPS
+            seen = (self.iter + 1) * images_per_step(self.cfg)
             logger.warning("checkpoint without a position in the data: going on at image %d", seen)
             data = {"seed": self.data_loader.seed, "position": seen}
         self.data_loader.load_state_dict(data)
@@ -181,6 +199,12 @@ class Trainer(DefaultTrainer):
         for hook in hooks:
             if isinstance(hook, PreciseBN) and hasattr(hook, "_model"):
                 hook._model = unwrap(hook._model)  # FreezeHook may replace the wrapper
+        if self.cfg.SOLVER.EMA_DECAY > 0:
+            average = AveragingHook(self.cfg.SOLVER.EMA_DECAY)
+            hooks.insert(0, average)
+            for hook in hooks:
+                if isinstance(hook, EvalHook):
+                    hook._func = average.averaged(hook._func)
         period = self.cfg.TEST.VAL_LOSS_PERIOD
         if period > 0:
             # before the checkpoints, which hold what the schedule learns from it, and the writers
@@ -190,8 +214,16 @@ class Trainer(DefaultTrainer):
             if isinstance(self.scheduler, PlateauLR):
                 hooks.insert(place + 1, PlateauHook(period))
         if comm.is_main_process():
+            place = next(i for i, hook in enumerate(hooks) if isinstance(hook, IterationTimer))
+            hooks.insert(place + 1, ProgressHook(images_per_step(self.cfg)))
             hooks.append(CallbackHook(after_train=_sign_results))
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        return [
+            ProgressPrinter(self.max_iter) if isinstance(writer, CommonMetricPrinter) else writer
+            for writer in super().build_writers()
+        ]
 
 
 def _check_results(cfg: CfgNode) -> None:
@@ -202,13 +234,13 @@ def _check_results(cfg: CfgNode) -> None:
 
 def _sign_results(trainer: Trainer) -> None:
     """Enter the checksum of the final weights, just evaluated, into results.json."""
-    output = Path(trainer.cfg.OUTPUT_DIR)
+    results = Path(trainer.cfg.OUTPUT_DIR) / "results.json"
     if trainer.iter >= trainer.max_iter:  # not after an error in the last step
-        add_weights(output / "results.json", output / "model_final.pth")
+        add_weights(results, final_weights(trainer.cfg))
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config of a command line, check what it points at, set up logs and seeds.
+def checked_config(args: argparse.Namespace) -> CfgNode:
+    """Read the config of a command line and check what it points at.
 
     Anchors of KMEANS.SOURCE are written into the config, and so into OUTPUT_DIR/config.yaml.
     """
@@ -218,23 +250,34 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_datasets(cfg, train=not args.eval_only)
     if not args.eval_only:
         check_schedule(cfg)
+        check_training_step(cfg)
+        check_averaging(cfg)
     check_expected_results(cfg)
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """`checked_config`, and logs and seeds set up for it."""
+    cfg = checked_config(args)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_cityscapes")
     return cfg
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> dict | None:
+def train(cfg: CfgNode, *, resume: bool = False, profile: int = 0) -> dict | None:
     """Train to SOLVER.MAX_ITER, with evaluation at the end.
 
     Args:
         cfg: from `setup`.
         resume: continue from the last checkpoint in OUTPUT_DIR where there is one.
+        profile: steps for OUTPUT_DIR/profile, see `ProfileHook`; 0 for none.
 
     Returns:
         The results of the last evaluation; None on other ranks than the first.
     """
     trainer = Trainer(cfg)
+    if profile and comm.is_main_process():
+        trainer.register_hooks([ProfileHook(Path(cfg.OUTPUT_DIR) / "profile", profile)])
     trainer.resume_or_load(resume=resume)
     complete_final_weights(trainer)
     if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:

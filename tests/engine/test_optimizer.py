@@ -1,4 +1,4 @@
-"""SOLVER.OPTIMIZER acts, and its default is Detectron2's SGD."""
+"""SOLVER.OPTIMIZER and FUSED act, and their default is Detectron2's SGD."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 
 from d2_cityscapes.engine.optimizer import build_optimizer
 from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.modeling.freeze import freeze_modules
 
 
 def _model() -> nn.Module:
@@ -129,6 +130,118 @@ def test_nesterov_needs_momentum():
     cfg = _config("SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0")
     with pytest.raises(ConfigError, match=r"'SGD': Nesterov momentum requires a momentum"):
         build_optimizer(cfg, _model())
+
+
+def _steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, start: int = 0) -> None:
+    """As many steps with gradients that follow from their number."""
+    for number in range(start, start + count):
+        generator = torch.Generator().manual_seed(number)
+        for parameter in model.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter).copy_(drawn)
+        optimizer.step()
+
+
+def _assert_close(a: nn.Module, b: nn.Module) -> None:
+    torch.testing.assert_close(list(a.parameters()), list(b.parameters()), rtol=1e-6, atol=1e-7)
+
+
+OPTIMIZERS = {
+    "SGD": ["SOLVER.OPTIMIZER", "SGD"],
+    "Nesterov": ["SOLVER.NESTEROV", "True", "SOLVER.BIAS_LR_FACTOR", "2.0"],
+    "no momentum": ["SOLVER.MOMENTUM", "0.0"],
+    "Adam": ["SOLVER.OPTIMIZER", "ADAM"],
+    "AdamW": ["SOLVER.OPTIMIZER", "ADAMW"],
+}
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def both(request):
+    """The configs of an optimizer, as it is and fused."""
+    opts = OPTIMIZERS[request.param]
+    return [_config(*opts, "SOLVER.FUSED", fused) for fused in ("False", "True")]
+
+
+def test_fused_is_the_same_optimizer(both):
+    models = [_model(), _model()]
+    plain, fused = (build_optimizer(cfg, model) for cfg, model in zip(both, models, strict=True))
+    assert all(group["fused"] for group in fused.param_groups)
+    for name in ("lr", "weight_decay", "momentum", "nesterov", "betas"):
+        assert [g.get(name) for g in plain.param_groups] == [
+            g.get(name) for g in fused.param_groups
+        ]
+    _steps(models[0], plain, 3)
+    _steps(models[1], fused, 3)
+    _assert_close(*models)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["to fused", "from fused"])
+@pytest.mark.parametrize("other_layout", [False, True])
+def test_fused_takes_over_and_hands_over(both, order, other_layout):
+    """Also where images are kept in memory in another order than before."""
+    whole, model = _model(), _model()
+    first = build_optimizer(both[order[0]], model)
+    if other_layout:
+        model.to(memory_format=torch.channels_last)
+    _steps(model, first, 2)
+    second_model = _model()
+    second_model.load_state_dict(model.state_dict())
+    second = build_optimizer(both[order[1]], second_model)
+    second.load_state_dict(first.state_dict())
+    assert all(bool(group["fused"]) == (order[1] == 1) for group in second.param_groups)
+    _steps(second_model, second, 2, start=2)
+    _steps(whole, build_optimizer(both[0], whole), 4)
+    _assert_close(whole, second_model)
+
+
+def test_fused_resumes_exactly(both):
+    whole, model = _model(), _model()
+    first = build_optimizer(both[1], model)
+    _steps(model, first, 2)
+    resumed = _model()
+    resumed.load_state_dict(model.state_dict())
+    second = build_optimizer(both[1], resumed)
+    second.load_state_dict(first.state_dict())
+    _steps(resumed, second, 2, start=2)
+    _steps(whole, build_optimizer(both[1], whole), 4)
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
+def test_what_is_unfrozen_later_joins_a_fused_step(both):
+    models = [_model(), _model()]
+    for cfg, model in zip(both, models, strict=True):
+        freeze_modules(model, ["0", "1"], [[2, ["0"]]])
+        optimizer = build_optimizer(cfg, model)
+        _steps(model, optimizer, 2)
+        model[0].requires_grad_(True)
+        _steps(model, optimizer, 2, start=2)
+    _assert_close(*models)
+    assert not models[1][0].weight.equal(_model()[0].weight)
+    assert models[1][1].weight.equal(_model()[1].weight)
+
+
+@pytest.mark.parametrize("kind", ["value", "norm"])
+def test_fused_steps_are_clipped(kind, both):
+    clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind,
+            "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.01"]  # fmt: skip
+    models = [_model(), _model(), _model()]
+    for cfg, model in zip([*both, both[1]], models, strict=True):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.merge_from_list(clip if model is not models[2] else [])
+        _steps(model, build_optimizer(cfg, model), 2)
+    _assert_close(*models[:2])
+    assert not models[2][3].weight.equal(models[1][3].weight)
+
+
+def test_a_device_without_fused_optimizers(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("`fused=True` requires all the params to be on CUDA")
+
+    monkeypatch.setattr(torch.optim.SGD, "__init__", refuse)
+    with pytest.raises(ConfigError, match=r"no fused SGD for cpu: set it to False"):
+        build_optimizer(_config("SOLVER.FUSED", "True"), _model())
 
 
 def test_an_unknown_name():

@@ -51,6 +51,15 @@ def test_device_and_amp_follow_the_machine(repository, monkeypatch):
     assert cfg.MODEL.DEVICE == "cuda" and cfg.SOLVER.AMP.ENABLED
 
 
+def test_a_config_made_for_the_cpu_keeps_amp(monkeypatch, log):
+    opts = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True"]
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        cfg = load_config("", opts)
+        assert cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED
+    assert log.text == ""
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
