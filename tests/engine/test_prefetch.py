@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import zlib
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data.loader import build_train_loader
+from d2_cityscapes.engine import trainer as trainer_module
 from d2_cityscapes.engine.prefetch import Prefetcher, map_tensors
 from d2_cityscapes.structures import IdMapMasks
 
@@ -226,6 +229,33 @@ def test_training_keeps_its_own_random_numbers(datasets):
 
     expected = drawn(range(4))
     assert drawn(Prefetcher(shard_loader(workers=2), "cpu", stream=Recorder())) == expected
+
+
+def test_a_training_resumed_with_it_is_one_without(
+    repository, tmp_path, tiny_opts, datasets, monkeypatch
+):
+    """4 steps, and 2 of them again with batches fetched ahead: the same weights, to the bit."""
+
+    def train(*opts: str, resume: bool) -> dict:
+        args = argparse.Namespace(
+            config_file=str(repository / "configs/demo/stage1.yaml"),
+            opts=[
+                *tiny_opts, "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2",
+                "DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", str(tmp_path), *opts,
+            ],
+            eval_only=False,
+        )  # fmt: skip
+        trainer_module.train(trainer_module.setup(args), resume=resume)
+        return torch.load(tmp_path / "model_final.pth", weights_only=True)
+
+    whole = train(resume=False)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    stream = Recorder()
+    monkeypatch.setattr(trainer_module, "Prefetcher", partial(Prefetcher, stream=stream))
+    halves = train("DATALOADER.PREFETCH", "True", resume=True)
+    assert stream.events.count(("wait", None)) == 2
+    assert whole["trainer"]["data"] == halves["trainer"]["data"] == {"seed": 1, "position": 8}
+    assert all(tensor.equal(halves["model"][name]) for name, tensor in whole["model"].items())
 
 
 # --- what is copied ------------------------------------------------------------------------------

@@ -139,10 +139,10 @@ def test_a_distributed_run_keeps_to_the_model_of_its_phase(configure, tmp_path, 
     train(configure(*opts))
     alone = saved(tmp_path, "model_final")["model"]
 
-    def wrap(model: nn.Module, **_) -> nn.Module:
+    def wrap(_, model: nn.Module) -> nn.Module:
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
-    monkeypatch.setattr("detectron2.engine.defaults.create_ddp_model", wrap)
+    monkeypatch.setattr(trainer_module, "distribute", wrap)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
     )

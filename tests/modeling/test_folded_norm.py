@@ -18,8 +18,7 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.folded_norm import fold_frozen_norms
 
 
-def frozen_norm(channels: int) -> FrozenBatchNorm2d:
-    norm = FrozenBatchNorm2d(channels)
+def randomised(norm: FrozenBatchNorm2d) -> FrozenBatchNorm2d:
     for statistic in (norm.weight, norm.bias, norm.running_mean):
         statistic.normal_()
     norm.running_var.uniform_(0.5, 2)
@@ -27,7 +26,7 @@ def frozen_norm(channels: int) -> FrozenBatchNorm2d:
 
 
 def detectron2_layer(**options) -> Conv2d:
-    settings = {"kernel_size": 3, "padding": 1, "norm": frozen_norm(8), "activation": F.relu_}
+    settings = {"kernel_size": 3, "padding": 1, "norm": randomised(FrozenBatchNorm2d(8)), "activation": F.relu_}
     return Conv2d(4, 8, **(settings | options))
 
 
@@ -37,7 +36,7 @@ def torchvision_block() -> nn.Module:
     block = FrozenBatchNorm2d.convert_frozen_batchnorm(Bottleneck(8, 4, downsample=down))
     for layer in block.modules():
         if isinstance(layer, FrozenBatchNorm2d):
-            layer.load_state_dict(frozen_norm(layer.num_features).state_dict())
+            randomised(layer)
     return block
 
 
