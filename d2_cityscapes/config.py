@@ -73,8 +73,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
 
     # Compile the dense part (backbone, RPN head, semantic head) with torch.compile.
     cfg.MODEL.COMPILE = False
-    # Keep only the ends of the backbone's residual blocks in memory, and compute what lies between
-    # again in the backward pass: less memory, more time, the same gradients.
+    # Keep only the inputs of the backbone's stages (res2 to res5) in memory, and compute what lies
+    # inside again in the backward pass: less memory, more time, the same gradients.
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
     # Multiply the scale of each frozen batch norm into the weights of the convolution before it
     # instead of into its output: one pass over the map less. The weights stay as they are.

@@ -26,8 +26,8 @@ _PARTS = (
     "sem_seg_head.levels.*",  # MiniDLSemSegHead
     "sem_seg_head.p?",  # SemSegFPNHead
 )
-# Variants of a part: in training and evaluation, for the first image size and for any, in each phase
-# of MODEL.FREEZE.SCHEDULE. PyTorch stops at 8 and goes on uncompiled.
+# Variants of a part: in training and evaluation, for the first image size and for any, in each
+# phase of MODEL.FREEZE.SCHEDULE. PyTorch stops at 8 and goes on uncompiled.
 _VARIANTS = 64
 
 

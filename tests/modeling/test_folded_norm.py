@@ -26,7 +26,12 @@ def randomised(norm: FrozenBatchNorm2d) -> FrozenBatchNorm2d:
 
 
 def detectron2_layer(**options) -> Conv2d:
-    settings = {"kernel_size": 3, "padding": 1, "norm": randomised(FrozenBatchNorm2d(8)), "activation": F.relu_}
+    settings = {
+        "kernel_size": 3,
+        "padding": 1,
+        "norm": randomised(FrozenBatchNorm2d(8)),
+        "activation": F.relu_,
+    }
     return Conv2d(4, 8, **(settings | options))
 
 
