@@ -103,7 +103,7 @@ def momentum_none(block: nn.Module) -> nn.Module:
         {"norm": "GN", "wrap": NoisyBlock},
         {"norm": "FrozenBN", "freeze_at": 2},
     ],
-    ids=str,
+    ids=lambda options: "-".join(str(getattr(v, "__name__", v)) for v in options.values()),
 )
 def test_losses_gradients_and_statistics_are_those_without(options):
     if options["norm"] == "GN":
