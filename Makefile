@@ -6,6 +6,8 @@ python := $(VENV)/bin/python
 ready := $(VENV)/.d2_cityscapes_ready
 # this checkout, whichever one the environment was last used with
 export PYTHONPATH := $(CURDIR)
+# as many tests at once as there are cores
+parallel := -n logical --maxprocesses 8 --dist worksteal
 # waiting threads sleep: spinning ones are slow beside any other program on two cores
 demo_env = DETECTRON2_DATASETS=$(DEMO)/datasets OMP_WAIT_POLICY=PASSIVE
 shards := $(DEMO)/datasets/cityscapes_shards
@@ -34,10 +36,10 @@ demo: $(ready)  ## everything from nothing: synthetic scenes, shards, anchors, s
 	$(demo_env) $(python) tools/run_stages.py --config-dir configs/demo --output-dir $(DEMO)/stages --stages 0 1 2 3 4
 
 test: $(ready)  ## everything from nothing: the environment, then the test suite
-	$(python) -m pytest
+	$(python) -m pytest $(parallel)
 
 test-all: $(ready)  ## the tests marked slow too
-	$(python) -m pytest -m ''
+	$(python) -m pytest $(parallel) -m ''
 
 lint: $(ready)  ## ruff, and mypy on the plain rooms
 	$(python) -m ruff check .

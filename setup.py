@@ -40,6 +40,7 @@ setup(
         "benchmark": _BENCHMARK,  # tools/benchmark.py
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3",
             "hypothesis>=6",
             "ruff>=0.5",
             "mypy>=1.10",

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Small tensors: more threads only fight each other. Set before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Small tensors: more threads only fight each other, spinning ones most of all. Set before torch is
+# imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest

@@ -30,6 +30,7 @@ _SHOWN = 3
 _FREE = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH",
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
@@ -131,9 +132,12 @@ def _identity(weights: str) -> dict[str, str | None]:
 def _read_config(path: Path) -> dict[str, Any]:
     """Key -> value; what a killed process left of it, which can be nothing."""
     try:
-        return _flat(yaml.safe_load(path.read_text()))
+        settings = _flat(yaml.safe_load(path.read_text()))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return {}
+    if settings and "VERSION" not in settings:  # near the end of every config
+        settings.popitem()  # the last value may be cut short
+    return settings
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -78,11 +78,12 @@ def test_keys_that_one_side_lacks_are_not_compared(begun: Path) -> None:
     check_settings(begun, _cfg("SOLVER.STEPS", (10, 20), "SEED", 5))
 
 
-@pytest.mark.parametrize("length", [0, 5, 100, 1000])
-def test_a_config_cut_short_stops_nothing(begun: Path, length: int) -> None:
+def test_a_config_cut_short_stops_nothing(begun: Path) -> None:
     path = begun / "config.yaml"
-    path.write_text(path.read_text()[:length])
-    check_settings(begun, _cfg("SOLVER.STEPS", (10, 20)))
+    text = path.read_text()
+    for length in [*range(0, 1100, 29), len(text) // 2, len(text) - 2]:
+        path.write_text(text[:length])
+        check_settings(begun, _cfg("SOLVER.STEPS", (10, 20)))
     path.unlink()
     check_settings(begun, _cfg("SOLVER.STEPS", (1, 2)))
 
