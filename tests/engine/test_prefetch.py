@@ -347,4 +347,5 @@ def train_for_ever() -> None:
 if __name__ == "__main__":
     from d2_cityscapes.cli import run
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     run(train_for_ever)
