@@ -25,14 +25,14 @@ __getattr__ = lazy_exports(
 
 _REGISTERING = (
     "data.register",
-    "modeling.anchors",
+    "modeling.anchors.generator",
     "modeling.box_head",
     "modeling.deeplab",
     "modeling.mask_head",
-    "modeling.seamless",
-    "modeling.seamless_backbone",
-    "modeling.seamless_heads",
-    "modeling.semantic_head",
+    "modeling.panoptic.backbone",
+    "modeling.panoptic.instance_heads",
+    "modeling.panoptic.seamless",
+    "modeling.panoptic.semantic_head",
 )
 
 # A command that uses plain rooms only may set this: it starts in 0.2 s instead of 3, and does not

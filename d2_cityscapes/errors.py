@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
-__all__ = ["D2CityscapesError", "MissingDetectron2Error"]
+__all__ = ["D2CityscapesError", "MissingDetectron2Error", "run"]
+
+_IN_ONE_LINE = 8  # problems
 
 
 class D2CityscapesError(Exception):
@@ -19,6 +22,34 @@ class D2CityscapesError(Exception):
         super().__init__(*args)
         self.details = tuple(details)
 
+    @classmethod
+    def of_many(cls, problems: Sequence[str], remedy: str) -> D2CityscapesError:
+        """One error for any number of problems: few stand in its line, many above it."""
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        if len(problems) > _IN_ONE_LINE:
+            return cls(f"{count}, listed above; {remedy}", details=problems)
+        return cls(f"{count}: {'; '.join(problems)}; {remedy}")
+
 
 class MissingDetectron2Error(D2CityscapesError, ImportError):
     """A glue component was asked for on a machine without Detectron2."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and leave the process: 0 done, 1 failed with one line.
+
+    The details of an error stand above that line. Only `D2CityscapesError` counts as a user's
+    mistake; anything else is a defect of ours and keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except MissingDetectron2Error:
+        code = 1  # importing the package has just logged the same line
+    except D2CityscapesError as error:
+        for line in (*error.details, f"error: {error}"):
+            print(line, file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -6,6 +6,7 @@ Shape letters: H, W pixels.
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import write_atomically
 from d2_cityscapes.memory import keep_freed_memory
 
 try:  # no binaries of it are published: it needs a C++ compiler, and so is optional
@@ -34,6 +36,7 @@ __all__ = [
     "picture_errors",
     "read_header",
     "read_png",
+    "write_picture",
 ]
 
 _START = struct.Struct(">8s4x4sIIBB")  # signature, length and name of the first chunk, W, H, kind
@@ -116,6 +119,19 @@ def read_png(path: Path, kind: PngKind) -> np.ndarray:
     with picture_errors(path), Image.open(path, formats=["PNG"]) as image:
         array = np.asarray(image)
     return array if array.dtype == np.uint8 else array.astype(np.uint16)  # old Pillow: int32
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB or (H, W) uint8 or uint16 values, whole or not at all.
+
+    Args:
+        path: a PNG where it ends in .png, else a JPEG.
+        pixels: what is written.
+    """
+    buffer = io.BytesIO()
+    kind = {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": 92}
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **kind)
+    write_atomically(path, [buffer.getvalue()])
 
 
 def _decode_with_wuffs(data: bytes, header: PngHeader) -> np.ndarray | None:

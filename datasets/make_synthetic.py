@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
     arguments = parser.parse_args()
 
-    from d2_cityscapes.data.synthetic import make_tree
+    from d2_cityscapes.synthetic.dataset import make_tree
 
     root = make_tree(
         arguments.output,

@@ -30,7 +30,8 @@ examples:
 import argparse
 from pathlib import Path
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,10 +107,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from d2_cityscapes.data import cityscapes, idd, vistas
-    from d2_cityscapes.data.shard_verifier import verify_shards
-    from d2_cityscapes.data.shard_writer import write_splits
     from d2_cityscapes.labels import LABEL_TABLES
+    from d2_cityscapes.shards.verifier import verify_shards
+    from d2_cityscapes.shards.writer import write_splits
+    from d2_cityscapes.sources import cityscapes, idd, vistas
 
     name, layout = next(
         (name, layout)

@@ -1,10 +1,12 @@
-"""Shared scenes: small synthetic trees and shards, made once for the whole run."""
+"""What tests of several rooms share: small scenes and shards, random id maps, commands."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +18,32 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 
-from d2_cityscapes.data.shard_writer import write_shards
+from d2_cityscapes.shards.writer import write_shards
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+# stuff, void, instances of six classes, group regions, an instance of a class that is not evaluated
+_IDS = (
+    7,
+    8,
+    11,
+    21,
+    23,
+    0,
+    1,
+    24000,
+    24001,
+    25000,
+    26000,
+    26001,
+    28000,
+    32000,
+    33000,
+    24,
+    26,
+    29000,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +94,7 @@ def array_source() -> type[ArraySource]:
 @pytest.fixture(scope="session")
 def cityscapes_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of a synthetic Cityscapes tree of 64x128 scenes: 8 train, 8 val."""
-    from d2_cityscapes.data.synthetic import make_tree
+    from d2_cityscapes.synthetic.dataset import make_tree
 
     root = tmp_path_factory.mktemp("cityscapes")
     make_tree(root, train=8, val=8, height=64, width=128, seed=7)
@@ -79,7 +104,7 @@ def cityscapes_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def datasets_root(cityscapes_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DETECTRON2_DATASETS folder with the shards of `cityscapes_tree`: 8 + 4 partitions."""
-    from d2_cityscapes.data.cityscapes import DEFAULT_PARTITIONS, find_sources
+    from d2_cityscapes.sources.cityscapes import DEFAULT_PARTITIONS, find_sources
 
     root = tmp_path_factory.mktemp("datasets")
     for split in ("train", "val"):
@@ -94,3 +119,61 @@ def datasets(datasets_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`datasets_root`, with the environment pointing at it."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
     return datasets_root
+
+
+@pytest.fixture
+def call(repository, monkeypatch, capsys):
+    """Run a command in this process; returns exit code, stdout and stderr."""
+    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # evaluate_panoptic sets it: let it end here
+
+    def run(command, *arguments):
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            runpy.run_path(str(repository / command), run_name="__main__")
+        return leaving.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_opts() -> list[str]:
+    """64 x 128 input, two images a step, a few small proposals, no worker processes."""
+    return [
+        "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "128",
+        "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "128",
+        "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "0",
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "50",
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+        "DATALOADER.NUM_WORKERS", "0", "TEST.NUM_PICTURES", "1",
+        "TEST.EXPECTED_RESULTS", "[]",
+    ]  # fmt: skip
+
+
+def _paint(seed: int, size: tuple[int, int] = (48, 96), shapes: int = 14) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    ids = np.full(size, rng.choice(_IDS), dtype=np.int32)
+    for instance_id in rng.choice(_IDS, shapes):
+        height, width = rng.integers(2, size[0] // 2), rng.integers(2, size[1] // 2)
+        top, left = rng.integers(0, size[0] - height), rng.integers(0, size[1] - width)
+        ids[top : top + height, left : left + width] = instance_id
+    return ids
+
+
+def _disturb(ids: np.ndarray, seed: int) -> np.ndarray:
+    """A prediction for a map: moved by some pixels, partly repainted."""
+    rng = np.random.default_rng(seed)
+    moved = np.roll(ids, rng.integers(-3, 4, size=2), axis=(0, 1))
+    other = _paint(seed + 1, ids.shape)
+    return np.where(_paint(seed + 2, ids.shape) > 28500, other, moved)
+
+
+@pytest.fixture(scope="session")
+def paint() -> Callable[..., np.ndarray]:
+    """(seed, size, shapes) -> (H, W) int32 instance ids."""
+    return _paint
+
+
+@pytest.fixture(scope="session")
+def disturb() -> Callable[[np.ndarray, int], np.ndarray]:
+    """(ids, seed) -> a prediction for them."""
+    return _disturb

@@ -11,8 +11,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2_cityscapes.engine.schedules import build_lr_scheduler
 from d2_cityscapes.engine.setup import load_config
+from d2_cityscapes.engine.step.schedules import build_lr_scheduler
 from d2_cityscapes.modeling.build import build_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -38,7 +38,7 @@ def test_plain_rooms_work():
         "from d2_cityscapes.layers import giou_loss\n"
         "from d2_cityscapes.modeling import fuse_panoptic, freeze_modules\n"
         "from d2_cityscapes.evaluation import PanopticQuality\n"
-        "import d2_cityscapes.data.synthetic, d2_cityscapes.evaluation.report\n"
+        "import d2_cityscapes.synthetic.dataset, d2_cityscapes.report.run\n"
         "import numpy as np\n"
         "pq = PanopticQuality(); ids = np.full((4, 4), 7); pq.update(ids, ids)\n"
         "assert pq.compute()['PQ'] == 100.0\n"

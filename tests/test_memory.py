@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2_cityscapes.data.shard_writer import write_shards
+from d2_cityscapes.shards.writer import write_shards
 
 # By default glibc learns to keep one freed array, but not several that lived side by side.
 PROGRAM = """

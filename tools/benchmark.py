@@ -29,7 +29,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 if TYPE_CHECKING:
     from d2_cityscapes.benchmark.comparison import Comparison
@@ -143,7 +144,7 @@ def measure_mode(args: argparse.Namespace) -> None:
 
 def scenes(args: argparse.Namespace) -> Path:
     """Root of the PNG tree, made first unless there is one."""
-    from d2_cityscapes.data.synthetic import make_tree
+    from d2_cityscapes.synthetic.dataset import make_tree
 
     if args.cityscapes is not None:
         return args.cityscapes
@@ -155,8 +156,8 @@ def scenes(args: argparse.Namespace) -> Path:
 
 def measure_data(args: argparse.Namespace, report):
     from d2_cityscapes.benchmark.data import DataBenchmark, benchmark_data
-    from d2_cityscapes.data.cityscapes import find_sources
-    from d2_cityscapes.data.shard_writer import write_shards
+    from d2_cityscapes.shards.writer import write_shards
+    from d2_cityscapes.sources.cityscapes import find_sources
 
     tree, shards = scenes(args), args.work_dir / "shards"
     write_shards(find_sources(tree, args.split), shards, split=args.split, progress=True)
@@ -204,8 +205,8 @@ def measure_training(args: argparse.Namespace, report):
 
     from d2_cityscapes.benchmark.trainers import TrainingBenchmark
     from d2_cityscapes.benchmark.training import benchmark_training
-    from d2_cityscapes.data.cityscapes import find_sources
-    from d2_cityscapes.data.shard_writer import write_shards
+    from d2_cityscapes.shards.writer import write_shards
+    from d2_cityscapes.sources.cityscapes import find_sources
 
     tree, shards = scenes(args), args.work_dir / "shards"
     write_shards(find_sources(tree, args.split), shards, split=args.split, progress=True)

@@ -21,7 +21,8 @@ from pathlib import Path
 if "to-detectron2" not in sys.argv:  # the others need plain rooms only
     os.environ["D2_CITYSCAPES_PLAIN"] = "1"
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 TORCHVISION = """\
 ResNet in torchvision's names -> body of Detectron2's ResNet FPN.

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 if TYPE_CHECKING:
-    from d2_cityscapes.data.statistics import DatasetStatistics, Distribution, Share
+    from d2_cityscapes.shards.statistics import DatasetStatistics, Distribution, Share
 
 LONGEST_BAR = 40  # characters
 
@@ -50,9 +51,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from d2_cityscapes.data import ShardReader
-    from d2_cityscapes.data.statistics import dataset_statistics, plot_statistics
     from d2_cityscapes.files import write_atomically
     from d2_cityscapes.labels import CITYSCAPES
+    from d2_cityscapes.shards.statistics import dataset_statistics, plot_statistics
 
     partitions = sorted(set(args.partitions)) if args.partitions else None
     reader = ShardReader(args.shards, split=args.split, partitions=partitions)
@@ -73,7 +74,7 @@ def main() -> None:
 
 def format_statistics(s: DatasetStatistics) -> str:
     """Tables, then histograms."""
-    from d2_cityscapes.data.statistics import SIZE_RULES
+    from d2_cityscapes.shards.statistics import SIZE_RULES
 
     distributions = {
         "objects per image": s.objects_per_image,

@@ -35,7 +35,8 @@ from pathlib import Path
 
 os.environ["D2_CITYSCAPES_PLAIN"] = "1"  # plain rooms only: starts in 0.2 s, not 3
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,9 +67,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     started = time.perf_counter()
-    from d2_cityscapes.evaluation.panoptic_files import find_panoptic_files
-    from d2_cityscapes.evaluation.panoptic_report import format_panoptic, panoptic_rows
-    from d2_cityscapes.evaluation.panoptic_scoring import missing_predictions, score_files
+    from d2_cityscapes.evaluation.panoptic.files import find_panoptic_files
+    from d2_cityscapes.evaluation.panoptic.report import format_panoptic, panoptic_rows
+    from d2_cityscapes.evaluation.panoptic.scoring import missing_predictions, score_files
     from d2_cityscapes.evaluation.results import write_results
     from d2_cityscapes.labels import LABEL_TABLES
 

@@ -15,7 +15,8 @@ ratios for each feature level.
 import argparse
 from pathlib import Path
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +38,7 @@ def main() -> None:
 
     require_detectron2()
     from d2_cityscapes.engine.setup import load_config
-    from d2_cityscapes.modeling.anchors import fit_anchors
+    from d2_cityscapes.modeling.anchors.generator import fit_anchors
 
     found = fit_anchors(load_config(args.config_file, args.opts), args.output)
     print(f"{found.num_boxes} boxes of {', '.join(found.datasets)}, resized by {found.resize}")

@@ -14,8 +14,9 @@ examples:
 import argparse
 from pathlib import Path
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
+from d2_cityscapes.errors import run
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.errors import run
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     parser.add_argument("--output", metavar="FILE", help="the page; RUN_DIR/report.html by default")
     args = parser.parse_args()
 
-    from d2_cityscapes.evaluation.report import write_report
+    from d2_cityscapes.report.run import write_report
 
     print(write_report(args.run_dir, args.output))
     return 0

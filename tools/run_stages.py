@@ -24,8 +24,9 @@ import argparse
 import itertools
 from pathlib import Path
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
+from d2_cityscapes.errors import run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -61,11 +62,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_detectron2()
-    from d2_cityscapes.engine.stages import plan_stages, run_stages, stage_results, summary
-    from d2_cityscapes.evaluation.curves import draw_loss_curves
-    from d2_cityscapes.evaluation.report import find_runs, write_report
-    from d2_cityscapes.evaluation.stage_table import write_stage_tables
     from d2_cityscapes.files import write_atomically
+    from d2_cityscapes.report.curves import draw_loss_curves
+    from d2_cityscapes.report.run import find_runs, write_report
+    from d2_cityscapes.report.stage_table import write_stage_tables
+    from d2_cityscapes.stages.run import plan_stages, run_stages, stage_results, summary
 
     plan = plan_stages(
         args.output_dir, config_dir=args.config_dir, stages=args.stages, opts=args.opts

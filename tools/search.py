@@ -19,8 +19,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from d2_cityscapes.cli import HelpFormatter, run
+from d2_cityscapes.commands.cli import HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
+from d2_cityscapes.errors import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,19 +58,23 @@ def main() -> None:
     require_detectron2()
     from optuna.trial import TrialState
 
-    from d2_cityscapes.search.best import write_best
-    from d2_cityscapes.search.confirm import run_again
-    from d2_cityscapes.search.confirm_table import ConfirmedTrial, confirm_table, top_trials
     from d2_cityscapes.search.errors import SearchError
-    from d2_cityscapes.search.folders import check_folder, make_folder
-    from d2_cityscapes.search.importance import importances
-    from d2_cityscapes.search.plan_file import read_plan
-    from d2_cityscapes.search.preflight import check_reach
-    from d2_cityscapes.search.report import write_search_report
+    from d2_cityscapes.search.findings.best import write_best
+    from d2_cityscapes.search.findings.confirm import run_again
+    from d2_cityscapes.search.findings.confirm_table import (
+        ConfirmedTrial,
+        confirm_table,
+        top_trials,
+    )
+    from d2_cityscapes.search.findings.importance import importances
+    from d2_cityscapes.search.findings.report import write_search_report
+    from d2_cityscapes.search.findings.summary import summary
+    from d2_cityscapes.search.preflight.preflight import check_reach
     from d2_cityscapes.search.run import run_search
-    from d2_cityscapes.search.storage import storage_errors
+    from d2_cityscapes.search.space.plan_file import read_plan
     from d2_cityscapes.search.study import check_study, open_search
-    from d2_cityscapes.search.summary import summary
+    from d2_cityscapes.search.trials.folders import check_folder, make_folder
+    from d2_cityscapes.search.trials.storage import storage_errors
 
     # a config is read for every trial; that there is no GPU need not be said each time
     logging.getLogger("d2_cityscapes.engine.setup").setLevel(logging.ERROR)

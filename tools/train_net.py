@@ -16,8 +16,8 @@ fits. It runs in one process; with --num-gpus N, or under torchrun, that stands 
 import argparse
 import os
 
-from d2_cityscapes.cli import run
 from d2_cityscapes.dependencies import require_detectron2
+from d2_cityscapes.errors import run
 
 
 def train_or_evaluate(args: argparse.Namespace) -> None:  # worker processes import it by name

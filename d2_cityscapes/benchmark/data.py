@@ -31,9 +31,9 @@ from d2_cityscapes.config import get_cfg
 from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.data.register import load_shards, register_cityscapes_shards
-from d2_cityscapes.data.shards import ShardReader
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.shards.reader import ShardReader
 
 try:
     import psutil

@@ -37,14 +37,14 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, time_in_turn
-from d2_cityscapes.data.cityscapes import find_sources
-from d2_cityscapes.data.instances import find_instances
 from d2_cityscapes.data.register import register_cityscapes_shards
-from d2_cityscapes.data.shard_writer import write_shards
-from d2_cityscapes.evaluation.coco_matching import true_objects
 from d2_cityscapes.evaluation.evaluators import CityscapesInstanceEvaluator, InstanceEvaluator
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
+from d2_cityscapes.evaluation.instances.coco_matching import true_objects
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR
+from d2_cityscapes.labels.instances import find_instances
+from d2_cityscapes.shards.writer import write_shards
+from d2_cityscapes.sources.cityscapes import find_sources
 
 __all__ = ["EvaluationBenchmark", "benchmark_evaluation"]
 

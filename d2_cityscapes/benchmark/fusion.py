@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, time_in_turn
 from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.modeling.fusion import fuse_panoptic
-from d2_cityscapes.modeling.panoptic_postprocessing import (
+from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
+from d2_cityscapes.modeling.panoptic.postprocessing import (
     postprocess_instances,
     resize_scores,
     resize_to_labels,

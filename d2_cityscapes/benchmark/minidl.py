@@ -18,7 +18,7 @@ from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, 
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.layers.losses import bootstrapped_cross_entropy
 from d2_cityscapes.layers.mini_dl import MiniDL
-from d2_cityscapes.modeling.semantic_head import MiniDLSemSegHead
+from d2_cityscapes.modeling.panoptic.semantic_head import MiniDLSemSegHead
 
 __all__ = ["MiniDLBenchmark", "benchmark_minidl", "direct_context", "direct_losses"]
 

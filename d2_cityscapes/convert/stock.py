@@ -27,9 +27,9 @@ from d2_cityscapes.convert.files import ConversionError, counted, read_weights, 
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.modeling.anchor_clustering import AnchorError
-from d2_cityscapes.modeling.anchor_record import RECORD, REMEDY, anchor_difference, find_records
-from d2_cityscapes.modeling.anchors import resolve_anchors
+from d2_cityscapes.modeling.anchors.clustering import AnchorError
+from d2_cityscapes.modeling.anchors.generator import resolve_anchors
+from d2_cityscapes.modeling.anchors.record import RECORD, REMEDY, anchor_difference, find_records
 
 __all__ = ["convert_to_stock", "stock_config"]
 

@@ -1,8 +1,8 @@
 """Shards, the datasets made of them, and the mapper that turns a record into model input."""
 
-from d2_cityscapes.data.shard_writer import write_shards
-from d2_cityscapes.data.shards import ShardError, ShardReader
 from d2_cityscapes.dependencies import lazy_exports
+from d2_cityscapes.shards.reader import ShardError, ShardReader
+from d2_cityscapes.shards.writer import write_shards
 
 __all__ = [
     "CityscapesShardMapper",

@@ -13,10 +13,10 @@ from detectron2.structures import Boxes, Instances
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation, check_resize_backend
-from d2_cityscapes.data.instances import find_instances, panoptic_segments
 from d2_cityscapes.data.register import label_table_of
-from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.labels.instances import find_instances, panoptic_segments
+from d2_cityscapes.shards.reader import open_shard
 from d2_cityscapes.structures import IdMapMasks
 
 __all__ = ["CityscapesShardMapper"]
@@ -100,16 +100,25 @@ class CityscapesShardMapper:
     def __call__(self, dataset_dict: dict) -> dict:
         output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         reader, index = open_shard(dataset_dict["shard"], self.table), dataset_dict["index"]
-        pixels = reader.image(index)
-        if self.image_format == "BGR":
-            pixels = pixels.flip(0)
         ids = reader.id_map(index) if self.is_train else None
-        augmented = ImageAndIds(pixels, ids, self.table, resize_backend=self.resize_backend)
-        self.augmentations(augmented)
+        augmented = self.augment(reader.image(index), ids)
         output["image"] = augmented.pixels
         if augmented.ids is not None:
             output |= self._targets(np.ascontiguousarray(augmented.ids))
         return output
+
+    def augment(self, pixels: torch.Tensor, ids: np.ndarray | None = None) -> ImageAndIds:
+        """An image as the model takes it, with its ids.
+
+        Args:
+            pixels: (3, H, W) uint8 RGB.
+            ids: (H, W) uint16 instance ids, or None.
+        """
+        if self.image_format == "BGR":
+            pixels = pixels.flip(0)
+        augmented = ImageAndIds(pixels, ids, self.table, resize_backend=self.resize_backend)
+        self.augmentations(augmented)
+        return augmented
 
     def _targets(self, ids: np.ndarray) -> dict:
         targets: dict = {}

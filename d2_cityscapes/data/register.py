@@ -10,9 +10,9 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from d2_cityscapes.data.shards import ShardError, ShardReader
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
+from d2_cityscapes.shards.reader import ShardError, ShardReader
 
 __all__ = [
     "BUILTIN_DATASETS",

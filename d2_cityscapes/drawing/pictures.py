@@ -9,10 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 
-from d2_cityscapes.data.shards import open_shard
-from d2_cityscapes.evaluation.drawing import draw_instance_ids, side_by_side
-from d2_cityscapes.evaluation.instance_ids import ids_of_output, ids_of_train_ids
+from d2_cityscapes.drawing.overlay import draw_instance_ids, side_by_side
+from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output, ids_of_train_ids
 from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
+from d2_cityscapes.shards.reader import open_shard
 
 __all__ = ["PictureWriter"]
 

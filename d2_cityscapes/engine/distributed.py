@@ -13,12 +13,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine.launch import launch
-from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.engine.setup import ConfigError, images_per_step
 
 __all__ = [
     "check_step_size",
     "distribute",
-    "images_per_step",
     "launch",
     "scale_to_world",
     "wrap_again",
@@ -120,11 +119,6 @@ def scale_to_world(cfg: CfgNode, world_size: int) -> CfgNode:
     if frozen:
         cfg.freeze()
     return cfg
-
-
-def images_per_step(cfg: CfgNode) -> int:
-    """Images of all ranks in an optimizer step."""
-    return cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
 
 
 def check_step_size(saved: int | None, cfg: CfgNode, checkpoint: str) -> None:

@@ -16,16 +16,16 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2_cityscapes.data.loader import build_train_loader
-from d2_cityscapes.engine.activations import saved_activations
-from d2_cityscapes.engine.checkpoint import Checkpointer
+from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
 from d2_cityscapes.engine.distributed import scale_to_world
-from d2_cityscapes.engine.optimizer import build_optimizer
 from d2_cityscapes.engine.proposed_objects import objects_proposed
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.engine.training_step import build_training_step
+from d2_cityscapes.engine.step.activations import saved_activations
+from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_parameters
+from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.modeling.freeze import FreezeReport, freeze_report, later_parameters_on
+from d2_cityscapes.modeling.freezing.freeze import FreezeReport, freeze_report, later_parameters_on
 
 __all__ = ["DryRun", "dry_run", "largest_that_fits"]
 
@@ -120,7 +120,7 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     batch = next(iter(build_train_loader(cfg)))
-    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    optimized = optimized_parameters(optimizer)
     if Path(cfg.MODEL.WEIGHTS).is_file():  # not "", nor a file to be fetched first
         exclude = cfg.MODEL.WEIGHTS_EXCLUDE
         checkpointer = Checkpointer(model, exclude=exclude, trained=optimized)
@@ -212,7 +212,7 @@ def _settings(cfg: CfgNode, processes: int) -> CfgNode:
 
 def _make_states(optimizer: torch.optim.Optimizer) -> None:
     """A step with gradients of 0, as an optimizer makes its states with the first one."""
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+    for parameter in optimized_parameters(optimizer):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine.distributed import wrap_again
-from d2_cityscapes.modeling.freeze import (
+from d2_cityscapes.engine.step.optimizer import optimized_parameters
+from d2_cityscapes.modeling.freezing.freeze import (
     FreezeError,
     FreezePhase,
     FreezePlan,
@@ -20,7 +21,7 @@ from d2_cityscapes.modeling.freeze import (
     plan_freezing,
     unwrap,
 )
-from d2_cityscapes.modeling.frozen_state import checksums, frozen_tensors, norm_layers
+from d2_cityscapes.modeling.freezing.state import checksums, frozen_tensors, norm_layers
 
 __all__ = ["FreezeHook"]
 
@@ -105,7 +106,7 @@ class FreezeHook(HookBase):
             layer.train()  # those that stay frozen go back by apply_norm_eval
         self._phase, self._norms = phase, self._norms_of(phase)
         frozen = {id(p) for p in own_parameters(self.trainer.model, phase.frozen)}
-        for parameter in self._optimized():
+        for parameter in optimized_parameters(self.trainer.optimizer):
             parameter.requires_grad_(id(parameter) not in frozen)
         if isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model = wrap_again(self.trainer.model)
@@ -118,7 +119,7 @@ class FreezeHook(HookBase):
         )
 
     def _check_optimizer(self) -> None:
-        optimized = {id(parameter) for parameter in self._optimized()}
+        optimized = {id(parameter) for parameter in optimized_parameters(self.trainer.optimizer)}
         for before, after in itertools.pairwise(self._plan.phases):
             released = {id(p) for p in own_parameters(self.trainer.model, before.frozen)}
             released -= {id(p) for p in own_parameters(self.trainer.model, after.frozen)}
@@ -149,6 +150,3 @@ class FreezeHook(HookBase):
     def _checksums(self, layers: Sequence[str]) -> dict[str, str]:
         model = self.trainer.model
         return checksums(frozen_tensors(model, layers, norm_statistics=self._norm_eval))
-
-    def _optimized(self) -> list[nn.Parameter]:
-        return [p for group in self.trainer.optimizer.param_groups for p in group["params"]]

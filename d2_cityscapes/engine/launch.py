@@ -20,9 +20,8 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import multiprocessing
 
-from d2_cityscapes.cli import run
 from d2_cityscapes.engine.setup import ConfigError, check_gpus, load_config
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, run
 
 __all__ = ["launch"]
 

@@ -5,7 +5,6 @@ Shape letters: H, W pixels of a picture.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
-from PIL import Image
 from tqdm import tqdm
 
-from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation
-from d2_cityscapes.data.register import label_table_of
-from d2_cityscapes.engine.checkpoint import Checkpointer
+from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.drawing.overlay import draw_instance_ids
+from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.drawing import draw_instance_ids
-from d2_cityscapes.evaluation.instance_ids import ids_of_output
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.png import picture_errors
+from d2_cityscapes.png import picture_errors, write_picture
 
 __all__ = ["PictureError", "Predictor", "find_pictures", "predict_pictures"]
 
@@ -52,12 +47,10 @@ class Predictor:
         """
         if not cfg.MODEL.WEIGHTS:
             raise ConfigError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
-        self.table = label_table_of(cfg.DATASETS.TEST)
+        self._mapper = CityscapesShardMapper(cfg, False)
+        self.table = self._mapper.table
         self._model = build_model(cfg).eval()
         Checkpointer(self._model).load(cfg.MODEL.WEIGHTS)
-        self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
-        self._bgr = cfg.INPUT.FORMAT == "BGR"
-        self._resize_backend = cfg.INPUT.RESIZE_BACKEND
 
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
         """The model's output for one picture, at the picture's size.
@@ -66,16 +59,10 @@ class Predictor:
             image: (H, W, 3) uint8 RGB.
         """
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        augmented = ImageAndIds(
-            pixels.flip(0) if self._bgr else pixels,
-            None,
-            self.table,
-            resize_backend=self._resize_backend,
-        )
-        self._augmentations(augmented)
         height, width = image.shape[:2]
+        inputs = {"image": self._mapper.augment(pixels).pixels, "height": height, "width": width}
         with torch.no_grad():
-            return self._model([{"image": augmented.pixels, "height": height, "width": width}])[0]
+            return self._model([inputs])[0]
 
 
 def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> int:
@@ -107,8 +94,8 @@ def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> int:
         target = output / name
         target.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_instance_ids(image, ids, predictor.table, width=image.shape[1])
-        _write(target.with_name(f"{target.name}_drawn.jpg"), drawn)
-        _write(target.with_name(f"{target.name}_instanceIds.png"), ids.astype(np.uint16))
+        write_picture(target.with_name(f"{target.name}_drawn.jpg"), drawn)
+        write_picture(target.with_name(f"{target.name}_instanceIds.png"), ids.astype(np.uint16))
     return len(pictures)
 
 
@@ -132,9 +119,3 @@ def find_pictures(inputs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
                 raise PictureError(f"{path} and {seen[name]}: both would be written as {name}")
             seen[name] = path
             yield name, path
-
-
-def _write(path: Path, pixels: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG" if path.suffix == ".png" else "JPEG", quality=92)
-    write_atomically(path, [buffer.getvalue()])

@@ -26,6 +26,7 @@ __all__ = [
     "check_expected_results",
     "check_gpus",
     "check_weights_file",
+    "images_per_step",
     "load_config",
     "validation_dataset",
 ]
@@ -149,6 +150,11 @@ def check_expected_results(cfg: CfgNode) -> None:
             )
 
 
+def images_per_step(cfg: CfgNode) -> int:
+    """Images of all ranks in an optimizer step."""
+    return cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
+
+
 def check_gpus(num_gpus: int) -> None:
     """Refuse ``--num-gpus`` above what this machine has; 1 means the CPU where there is none."""
     available = torch.cuda.device_count()
@@ -177,8 +183,7 @@ def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
     for key in ("IMS_PER_BATCH", "ACCUMULATE_STEPS"):
         if cfg.SOLVER[key] < 1:
             raise ConfigError(f"SOLVER.{key} {cfg.SOLVER[key]}: use a positive number")
-    batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
-    epoch = Fraction(_count_training_images(cfg), batch)
+    epoch = Fraction(_count_training_images(cfg), images_per_step(cfg))
     for (section, key), epochs in lengths.items():
         cfg[section][key] = (
             tuple(_iterations(key, step, epoch) for step in epochs)

@@ -26,42 +26,43 @@ from torch import nn
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
-from d2_cityscapes.engine.averaging import AveragingHook, check_averaging, final_weights
-from d2_cityscapes.engine.checkpoint import Checkpointer
+from d2_cityscapes.drawing.pictures import PictureWriter
+from d2_cityscapes.engine.checkpoints.averaging import AveragingHook, check_averaging, final_weights
+from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
+from d2_cityscapes.engine.checkpoints.resume import check_freeze_settings, freeze_settings
+from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
 from d2_cityscapes.engine.distributed import (
     check_step_size,
     distribute,
-    images_per_step,
     scale_to_world,
 )
 from d2_cityscapes.engine.hooks import FreezeHook
-from d2_cityscapes.engine.optimizer import build_optimizer
-from d2_cityscapes.engine.prefetch import Prefetcher
 from d2_cityscapes.engine.profiling import ProfileHook
 from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
-from d2_cityscapes.engine.resume import check_freeze_settings, freeze_settings
-from d2_cityscapes.engine.saving import complete_final_weights
-from d2_cityscapes.engine.schedules import (
-    PlateauHook,
-    PlateauLR,
-    build_lr_scheduler,
-    check_schedule,
-)
 from d2_cityscapes.engine.setup import (
     ConfigError,
     check_datasets,
     check_expected_results,
     check_weights_file,
+    images_per_step,
     load_config,
 )
-from d2_cityscapes.engine.training_step import build_training_step, check_training_step
+from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_parameters
+from d2_cityscapes.engine.step.prefetch import Prefetcher
+from d2_cityscapes.engine.step.schedules import (
+    PlateauHook,
+    PlateauLR,
+    build_lr_scheduler,
+    check_schedule,
+)
+from d2_cityscapes.engine.step.training_step import build_training_step, check_training_step
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
 from d2_cityscapes.evaluation.evaluators import build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
-from d2_cityscapes.modeling.anchors import resolve_anchors
+from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.modeling.freeze import unwrap
+from d2_cityscapes.modeling.freezing.freeze import unwrap
 
 __all__ = ["Trainer", "checked_config", "evaluate", "setup", "train"]
 
@@ -91,7 +92,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
-            trained=(p for group in optimizer.param_groups for p in group["params"]),
+            trained=optimized_parameters(optimizer),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -122,7 +123,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
-        return build_evaluator(cfg, dataset_name, cfg.OUTPUT_DIR)
+        pictures = []
+        if cfg.TEST.NUM_PICTURES > 0:
+            folder = Path(cfg.OUTPUT_DIR) / "pictures" / dataset_name
+            pictures.append(PictureWriter(dataset_name, folder, cfg.TEST.NUM_PICTURES))
+        return build_evaluator(cfg, dataset_name, cfg.OUTPUT_DIR, beside=pictures)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None, *, weights=None) -> dict:

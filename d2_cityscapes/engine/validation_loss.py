@@ -23,7 +23,7 @@ from d2_cityscapes.data.loader import STEP, preserved_generators, seed_generator
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.engine.setup import validation_dataset
 from d2_cityscapes.evaluation.shard_evaluator import each_once
-from d2_cityscapes.modeling.freeze import unwrap
+from d2_cityscapes.modeling.freezing.freeze import unwrap
 
 __all__ = ["ValidationLossHook", "build_validation_loader", "validation_losses"]
 

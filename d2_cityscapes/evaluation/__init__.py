@@ -1,7 +1,7 @@
 """Scores, results.json and the report."""
 
 from d2_cityscapes.dependencies import lazy_exports
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
 
 __all__ = ["PanopticQuality", "build_evaluator"]
 

@@ -11,17 +11,19 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.instance_evaluators import (
+from d2_cityscapes.evaluation.instances.evaluators import (
     CityscapesInstanceEvaluator,
     InstanceEvaluator,
 )
-from d2_cityscapes.evaluation.panoptic_evaluator import PanopticEvaluator
-from d2_cityscapes.evaluation.pictures import PictureWriter
+from d2_cityscapes.evaluation.panoptic.evaluator import PanopticEvaluator
 from d2_cityscapes.evaluation.results import ResultRow
-from d2_cityscapes.evaluation.sem_seg_evaluator import SemSegEvaluator
+from d2_cityscapes.evaluation.semantic.evaluator import SemSegEvaluator
 from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator
-from d2_cityscapes.evaluation.submission import PanopticSubmissionWriter, SemSegSubmissionWriter
-from d2_cityscapes.evaluation.submission_instances import InstanceSubmissionWriter
+from d2_cityscapes.evaluation.submission.instances import InstanceSubmissionWriter
+from d2_cityscapes.evaluation.submission.writer import (
+    PanopticSubmissionWriter,
+    SemSegSubmissionWriter,
+)
 
 __all__ = [
     "EVALUATORS",
@@ -67,17 +69,21 @@ SUBMISSION_WRITERS: dict[str, tuple[str, Callable[[str, Path], DatasetEvaluator]
 
 
 def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
+    cfg: CfgNode,
+    dataset_name: str,
+    output_dir: str | Path | None = None,
+    *,
+    beside: Sequence[DatasetEvaluator] = (),
 ) -> ShardEvaluators:
     """The evaluators of all tasks that the model predicts and the dataset has the truth of.
 
-    Where cfg.TEST.NUM_PICTURES asks for it, pictures go to <output_dir>/pictures/<dataset_name>;
-    where cfg.TEST.SUBMISSION does, submissions go to <output_dir>/submission/<dataset_name>.
+    Where cfg.TEST.SUBMISSION asks for it, submissions go to <output_dir>/submission/<dataset_name>.
 
     Args:
         cfg: config of the model.
         dataset_name: a dataset that `register_cityscapes_shards` registered.
         output_dir: None for cfg.OUTPUT_DIR.
+        beside: what else looks at every prediction, such as the trainer's `PictureWriter`.
 
     Raises:
         D2CityscapesError: another dataset, or one without any of the model's tasks.
@@ -106,7 +112,4 @@ def build_evaluator(
             f"DATASETS.TEST {dataset_name}: has the truth of {', '.join(known)}, but the model "
             f"predicts {', '.join(tasks)}"
         )
-    if cfg.TEST.NUM_PICTURES > 0:
-        folder = output / "pictures" / dataset_name
-        evaluators.append(PictureWriter(dataset_name, folder, cfg.TEST.NUM_PICTURES))
-    return ShardEvaluators(evaluators)
+    return ShardEvaluators([*evaluators, *beside])

@@ -17,9 +17,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.shards.reader import open_shard
 
 __all__ = ["ShardEvaluator", "each_once", "true_ids"]
 

@@ -1,8 +1,8 @@
 """Model parts: ROI heads, anchors, fusion, freezing, and the builder that puts them together."""
 
 from d2_cityscapes.dependencies import lazy_exports
-from d2_cityscapes.modeling.freeze import freeze_modules
-from d2_cityscapes.modeling.fusion import fuse_panoptic
+from d2_cityscapes.modeling.freezing.freeze import freeze_modules
+from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
 
 __all__ = [
     "DeepLabV3Segmentor",
@@ -26,14 +26,14 @@ __getattr__ = lazy_exports(
     {
         "DeepLabV3Segmentor": "d2_cityscapes.modeling.deeplab",
         "GIoUROIHeads": "d2_cityscapes.modeling.box_head",
-        "KMeansAnchorGenerator": "d2_cityscapes.modeling.anchors",
+        "KMeansAnchorGenerator": "d2_cityscapes.modeling.anchors.generator",
         "MLPMaskHead": "d2_cityscapes.modeling.mask_head",
-        "MiniDLSemSegHead": "d2_cityscapes.modeling.semantic_head",
-        "SeamlessBoxHead": "d2_cityscapes.modeling.seamless_heads",
-        "SeamlessMaskHead": "d2_cityscapes.modeling.seamless_heads",
-        "SeamlessPanoptic": "d2_cityscapes.modeling.seamless",
-        "SeamlessROIHeads": "d2_cityscapes.modeling.seamless_heads",
-        "SeamlessRPNHead": "d2_cityscapes.modeling.seamless_heads",
+        "MiniDLSemSegHead": "d2_cityscapes.modeling.panoptic.semantic_head",
+        "SeamlessBoxHead": "d2_cityscapes.modeling.panoptic.instance_heads",
+        "SeamlessMaskHead": "d2_cityscapes.modeling.panoptic.instance_heads",
+        "SeamlessPanoptic": "d2_cityscapes.modeling.panoptic.seamless",
+        "SeamlessROIHeads": "d2_cityscapes.modeling.panoptic.instance_heads",
+        "SeamlessRPNHead": "d2_cityscapes.modeling.panoptic.instance_heads",
         "SoftmaxMaskRCNNHead": "d2_cityscapes.modeling.mask_head",
         "build_model": "d2_cityscapes.modeling.build",
     },

@@ -10,8 +10,8 @@ from torch import nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.box_head import GIoUROIHeads, check_giou_weight
-from d2_cityscapes.modeling.dense import set_dense_options
-from d2_cityscapes.modeling.freeze import freeze_modules
+from d2_cityscapes.modeling.execution.dense import set_dense_options
+from d2_cityscapes.modeling.freezing.freeze import freeze_modules
 
 __all__ = ["build_model"]
 

@@ -11,18 +11,18 @@ from typing import Any
 from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.curves import loss_curves_png
-from d2_cityscapes.evaluation.page import (
+from d2_cityscapes.evaluation.results import ResultRow, read_results
+from d2_cityscapes.files import write_atomically
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.report.curves import loss_curves_png
+from d2_cityscapes.report.page import (
     escaped,
     facts_html,
     page_html,
     picture_url,
     table_html,
 )
-from d2_cityscapes.evaluation.results import ResultRow, read_results
-from d2_cityscapes.evaluation.stage_table import make_stage_tables
-from d2_cityscapes.files import write_atomically
-from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.report.stage_table import make_stage_tables
 
 __all__ = ["Run", "find_runs", "write_report"]
 

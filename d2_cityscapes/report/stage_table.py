@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2_cityscapes.evaluation.coco import BOX_SIZE_PROTOCOL, PROTOCOL
+from d2_cityscapes.evaluation.instances.coco import BOX_SIZE_PROTOCOL, PROTOCOL
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.files import write_atomically
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, Trial
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.folders import TrialFolders, TrialJob, remove_checkpoints
-from d2_cityscapes.search.plan import SearchPlan
-from d2_cityscapes.search.process import Outcome, TrialProcess
+from d2_cityscapes.search.space.plan import SearchPlan
 from d2_cityscapes.search.study import SEARCH, Search
-from d2_cityscapes.search.trial_queue import CONTINUES, AlreadyFinished, TrialQueue
-from d2_cityscapes.search.workers import Process, Workers
+from d2_cityscapes.search.trials.folders import TrialFolders, TrialJob, remove_checkpoints
+from d2_cityscapes.search.trials.process import Outcome, TrialProcess
+from d2_cityscapes.search.trials.trial_queue import CONTINUES, AlreadyFinished, TrialQueue
+from d2_cityscapes.search.trials.workers import Process, Workers
 
 __all__ = ["run_search", "start_trial"]
 
@@ -28,7 +28,7 @@ _IN_A_ROW = 3  # failures after which the search gives up
 _POLL = 2.0  # seconds between two looks for a free place
 
 # Starts the process that trains a trial: (folder, environment) -> process.
-start_trial = partial(TrialProcess, [sys.executable, "-m", "d2_cityscapes.search.trial"])
+start_trial = partial(TrialProcess, [sys.executable, "-m", "d2_cityscapes.search.trials.trial"])
 
 
 class _Search:

@@ -14,10 +14,10 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.storages import BaseStorage
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan import SearchPlan
-from d2_cityscapes.search.sampling import FeasibleSampler
-from d2_cityscapes.search.space import Space, parse_space
-from d2_cityscapes.search.storage import is_new, open_storage, shown, storage_errors
+from d2_cityscapes.search.space.plan import SearchPlan
+from d2_cityscapes.search.space.sampling import FeasibleSampler
+from d2_cityscapes.search.space.space import Space, parse_space
+from d2_cityscapes.search.trials.storage import is_new, open_storage, shown, storage_errors
 
 __all__ = [
     "SEARCH",

@@ -1,4 +1,4 @@
-"""One shard file from its sources; what stands in it is told in `d2_cityscapes.data.shard_file`.
+"""One shard file from its sources; what stands in it is told in `d2_cityscapes.shards.file`.
 
 Sources are decoded and compressed in worker processes and written as they come, so that memory
 holds a few images at a time. The beginning of the file is written twice: how long compressed images
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2_cityscapes.data.image_codecs import compress, find_codec
-from d2_cityscapes.data.instances import InstanceTable, find_instances
-from d2_cityscapes.data.shard_file import TABLES, ShardError, head_checksum
-from d2_cityscapes.data.source_check import Size, Source, check_ids, own_size
 from d2_cityscapes.files import open_atomically
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.labels.instances import InstanceTable, find_instances
+from d2_cityscapes.shards.file import TABLES, ShardError, head_checksum
+from d2_cityscapes.shards.image_codecs import compress, find_codec
+from d2_cityscapes.sources.check import Size, Source, check_ids, own_size
 from d2_cityscapes.worker_pool import map_in_order
 
 __all__ = ["ANNOTATION_CODECS", "encode_image", "write_shard"]

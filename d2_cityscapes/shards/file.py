@@ -51,11 +51,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from d2_cityscapes.data.image_codecs import decompress, find_codec
-from d2_cityscapes.data.instances import InstanceTable
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.labels.instances import InstanceTable
 from d2_cityscapes.memory import keep_freed_memory
+from d2_cityscapes.shards.image_codecs import decompress, find_codec
 
 __all__ = ["FORMAT_VERSION", "PREPARE", "TABLES", "ShardError", "ShardFile", "head_checksum"]
 

@@ -8,12 +8,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_cityscapes.data.shard_file import FORMAT_VERSION, ShardError, ShardFile
-from d2_cityscapes.data.shards import INDEX_NAME, read_index
-from d2_cityscapes.data.source_check import Source, own_size
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.shards.file import FORMAT_VERSION, ShardError, ShardFile
+from d2_cityscapes.shards.reader import INDEX_NAME, read_index
+from d2_cityscapes.sources.check import Source, own_size
 
 __all__ = ["fingerprint", "index_entry", "load_entries", "sha256", "shard_metadata", "write_index"]
 

@@ -1,6 +1,6 @@
 """Reading shards: a file or a folder of them as one sequence of records.
 
-What stands in a file, and how it is read, is in `d2_cityscapes.data.shard_file`; the folder has an
+What stands in a file, and how it is read, is in `d2_cityscapes.shards.file`; the folder has an
 ``index.json`` that lists its files.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2_cityscapes.data.instances import InstanceTable
-from d2_cityscapes.data.shard_file import FORMAT_VERSION, PREPARE, ShardError, ShardFile
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.labels.instances import InstanceTable
+from d2_cityscapes.shards.file import FORMAT_VERSION, PREPARE, ShardError, ShardFile
 
 __all__ = [
     "INDEX_NAME",

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2_cityscapes.data.instances import InstanceTable
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.labels.instances import InstanceTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from d2_cityscapes.data.instances import find_instances
-from d2_cityscapes.data.shard_file import ShardError, ShardFile
-from d2_cityscapes.data.shard_index import sha256
-from d2_cityscapes.data.shards import INDEX_NAME, read_index
-from d2_cityscapes.data.source_check import Source, problems_error
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.labels.instances import find_instances
+from d2_cityscapes.shards.file import ShardError, ShardFile
+from d2_cityscapes.shards.index import sha256
+from d2_cityscapes.shards.reader import INDEX_NAME, read_index
+from d2_cityscapes.sources.check import Source
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = ["verify_shards"]
@@ -76,7 +76,7 @@ def verify_shards(
         for problem in bar(found, f"verifying {split}", len(compared), unit="image"):
             problems += problem
     if problems:
-        raise problems_error(
+        raise ShardError.of_many(
             problems, "delete these shards and run datasets/prepare_shards.py again"
         )
 

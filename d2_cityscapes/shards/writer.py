@@ -19,20 +19,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from d2_cityscapes.data.image_codecs import find_codec
-from d2_cityscapes.data.shard_encoder import ANNOTATION_CODECS, encode_image, write_shard
-from d2_cityscapes.data.shard_file import ShardError
-from d2_cityscapes.data.shard_index import (
+from d2_cityscapes.files import lock_folder, remove_temporaries
+from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.shards.encoder import ANNOTATION_CODECS, encode_image, write_shard
+from d2_cityscapes.shards.file import ShardError
+from d2_cityscapes.shards.image_codecs import find_codec
+from d2_cityscapes.shards.index import (
     fingerprint,
     index_entry,
     load_entries,
     shard_metadata,
     write_index,
 )
-from d2_cityscapes.data.shards import INDEX_NAME
-from d2_cityscapes.data.source_check import Size, Source, check_sources
-from d2_cityscapes.files import lock_folder, remove_temporaries
-from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.shards.reader import INDEX_NAME
+from d2_cityscapes.sources.check import Size, Source, check_sources
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = ["write_shards", "write_splits"]

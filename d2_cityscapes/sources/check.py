@@ -11,14 +11,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from d2_cityscapes.data.shard_file import ShardError
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.sources.errors import SourceError
 from d2_cityscapes.worker_pool import map_in_order
 
-__all__ = ["Source", "check_ids", "check_sources", "own_size", "problems_error"]
+__all__ = ["Source", "check_ids", "check_sources", "own_size"]
 
-_IN_ONE_LINE = 8  # problems
 Size = tuple[int, int]  # (H, W)
 
 
@@ -74,7 +73,7 @@ def check_sources(
         Split -> canvas of its images.
 
     Raises:
-        ShardError: all problems: in its line where they are few, else in its details.
+        SourceError: all problems: in its line where they are few, else in its details.
     """
     sizes, problems = {}, []
     look = partial(_look, table=table)
@@ -98,21 +97,13 @@ def check_sources(
             if common is not None:
                 sizes[split] = common
     if problems:
-        raise problems_error(problems, "nothing was written; mend them or leave them out")
+        raise SourceError.of_many(problems, "nothing was written; mend them or leave them out")
     return sizes
 
 
 def own_size(source: Source, canvas: Size) -> Size:
     """(H, W) that the image of a source has on the canvas of its split."""
     return source.size if hasattr(source, "canvas") else canvas
-
-
-def problems_error(problems: Sequence[str], remedy: str) -> ShardError:
-    """One error for any number of problems: few stand in its line, many above it."""
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    if len(problems) > _IN_ONE_LINE:
-        return ShardError(f"{count}, listed above; {remedy}", details=problems)
-    return ShardError(f"{count}: {'; '.join(problems)}; {remedy}")
 
 
 def check_ids(ids: np.ndarray, size: Size, table: LabelTable) -> list[str]:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from d2_cityscapes.data.source_check import check_ids
-from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import IDS, RGB, PngError, check_png, read_header, read_png
+from d2_cityscapes.sources.check import check_ids
+from d2_cityscapes.sources.errors import SourceError
 
 __all__ = [
     "DEFAULT_PARTITIONS",
-    "CityscapesError",
     "PngSource",
     "find_cities",
     "find_sources",
@@ -29,10 +28,6 @@ __all__ = [
 DEFAULT_PARTITIONS = {"train": 8, "val": 4, "train_extra": 16}
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 _ANNOTATIONS = {"train": "gtFine", "val": "gtFine", "train_extra": "gtCoarse"}
-
-
-class CityscapesError(D2CityscapesError):
-    """A Cityscapes tree that is missing, incomplete or damaged."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class PngSource:
         try:
             return f"{self.image_path.stat().st_size}+{self.ids_path.stat().st_size}"
         except OSError as error:
-            raise CityscapesError(f"{error.filename}: cannot be read ({error.strerror})") from error
+            raise SourceError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
@@ -101,11 +96,11 @@ def find_sources(
         limit: only the first so many.
 
     Raises:
-        CityscapesError: another split, or no images or no id maps at all.
+        SourceError: another split, or no images or no id maps at all.
     """
     root = Path(root)
     if limit is not None and limit < 1:
-        raise CityscapesError(f"limit {limit}; give 1 or more")
+        raise SourceError(f"limit {limit}; give 1 or more")
     annotation = _annotation_folder(split)
     suffixes = {"leftImg8bit": _IMAGE_SUFFIX, annotation: f"_{annotation}_instanceIds.png"}
     scenes: set[tuple[str, str]] = set()  # city, {city}_{sequence}_{frame}
@@ -115,14 +110,14 @@ def find_sources(
             for path in (root / kind / split).glob(f"*/*{suffix}")
         }
         if not found:
-            raise CityscapesError(
+            raise SourceError(
                 f"{root}: no {kind}/{split}/*/*{suffix}; expected the Cityscapes root with "
                 f"leftImg8bit/ and {annotation}/ (see datasets/README.md)"
             )
         scenes |= found
     chosen = sorted((s for s in scenes if not cities or s[0] in cities), key=lambda s: s[1])
     if not chosen:
-        raise CityscapesError(
+        raise SourceError(
             f"{root}: no images of {', '.join(cities)} in {split}; leave the split out"
         )
     return [
@@ -148,13 +143,13 @@ def find_splits(
     """The sources of several splits; see `find_sources`.
 
     Raises:
-        CityscapesError: also for a city that none of the splits has.
+        SourceError: also for a city that none of the splits has.
     """
     known = sorted({city for split in splits for city in find_cities(root, split)})
     unknown = [city for city in cities if city not in known]
     if unknown and known:
         nearest = {n: None for c in unknown for n in difflib.get_close_matches(c, known)}
-        raise CityscapesError(
+        raise SourceError(
             f"{root}: no city {', '.join(unknown)} in {', '.join(splits)}; "
             + (f"did you mean {', '.join(nearest)}?" if nearest else f"it has {', '.join(known)}")
         )
@@ -167,13 +162,13 @@ def parse_partitions(
     """Split -> number of shards, from texts "SPLIT=N"; that of `defaults` for the others.
 
     Raises:
-        CityscapesError: an unknown split, or not a number from 1.
+        SourceError: an unknown split, or not a number from 1.
     """
     partitions = dict(defaults)
     for argument in arguments:
         split, _, number = argument.partition("=")
         if split not in partitions or not number.isdecimal() or int(number) < 1:
-            raise CityscapesError(
+            raise SourceError(
                 f"partitions {argument!r}; give SPLIT=N with N from 1 and a split of "
                 f"{', '.join(partitions)}"
             )
@@ -183,5 +178,5 @@ def parse_partitions(
 
 def _annotation_folder(split: str) -> str:
     if split not in _ANNOTATIONS:
-        raise CityscapesError(f"split {split!r}; Cityscapes has {', '.join(_ANNOTATIONS)}")
+        raise SourceError(f"split {split!r}; Cityscapes has {', '.join(_ANNOTATIONS)}")
     return _ANNOTATIONS[split]

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.evaluation.map_files import PanopticFileError
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 from d2_cityscapes.png import RGB, read_png
+from d2_cityscapes.sources.errors import SourceError
 
 __all__ = ["CocoPng", "read_coco_panoptic"]
 
@@ -67,7 +67,7 @@ class CocoPng:
             (unseen, "of the JSON has no pixel"),
         ):
             if ids.size:
-                raise PanopticFileError(f"{self.path}: segment {ids.min()} {problem}")
+                raise SourceError(f"{self.path}: segment {ids.min()} {problem}")
 
 
 def read_coco_panoptic(
@@ -96,16 +96,14 @@ def read_coco_panoptic(
         ``image_id`` -> its map; category id -> class.
 
     Raises:
-        PanopticFileError: the files are not COCO panoptic, or hold what instance ids cannot say:
+        SourceError: the files are not COCO panoptic, or hold what instance ids cannot say:
             unknown categories, two segments of a stuff class or more than 1000 of a thing class in
             an image.
     """
     folder = json_path.with_suffix("")
     if not folder.is_dir():
         if not any(json_path.parent.glob("*.png")):
-            raise PanopticFileError(
-                f"{json_path}: no folder {folder.name}/ with its PNGs beside it"
-            )
+            raise SourceError(f"{json_path}: no folder {folder.name}/ with its PNGs beside it")
         folder = json_path.parent
     try:
         document = json.loads(json_path.read_text())
@@ -117,20 +115,20 @@ def read_coco_panoptic(
         for annotation in document["annotations"]:
             image_id = str(annotation["image_id"])
             if image_id in maps:
-                raise PanopticFileError(f"image {image_id} is listed twice")
+                raise SourceError(f"image {image_id} is listed twice")
             try:
                 encoded = _encode(annotation["segments_info"], categories, groups, merge)
-            except PanopticFileError as error:
-                raise PanopticFileError(f"image {image_id}: {error}") from error
+            except SourceError as error:
+                raise SourceError(f"image {image_id}: {error}") from error
             maps[image_id] = CocoPng(
                 folder / annotation["file_name"], tuple(encoded), tuple(encoded.values())
             )
-    except PanopticFileError as error:
-        raise PanopticFileError(f"{json_path}: {error}") from error
+    except SourceError as error:
+        raise SourceError(f"{json_path}: {error}") from error
     except OSError as error:
-        raise PanopticFileError(f"{json_path}: cannot be read ({error.strerror})") from error
+        raise SourceError(f"{json_path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise PanopticFileError(f"{json_path}: not COCO panoptic ({error!r})") from error
+        raise SourceError(f"{json_path}: not COCO panoptic ({error!r})") from error
     return maps, dict(categories)
 
 
@@ -142,7 +140,7 @@ def _read_categories(entries: list[dict[str, Any]], table: LabelTable) -> dict[i
         c = found.get(entry["id"])
         if c is not None and bool(entry.get("isthing", c.is_thing)) != c.is_thing:
             kind = "a thing" if c.is_thing else "stuff"
-            raise PanopticFileError(f"isthing of {c.name} is {entry['isthing']}, but it is {kind}")
+            raise SourceError(f"isthing of {c.name} is {entry['isthing']}, but it is {kind}")
     return found
 
 
@@ -158,10 +156,10 @@ def _encode(
     for segment in sorted(segments_info, key=lambda segment: segment["id"]):
         if segment["id"] in encoded:
             what = "is void" if segment["id"] == 0 else "is listed twice"
-            raise PanopticFileError(f"segment {segment['id']} {what}")
+            raise SourceError(f"segment {segment['id']} {what}")
         c = categories.get(segment["category_id"])
         if c is None:
-            raise PanopticFileError(
+            raise SourceError(
                 f"segment {segment['id']} has the unknown category {segment['category_id']}"
             )
         group = c.is_thing and groups and segment.get("iscrowd", 0) == 1
@@ -170,7 +168,7 @@ def _encode(
         number = 0 if merge and limit == 1 else numbers[kind]
         numbers[kind] += 1
         if number >= limit:
-            raise PanopticFileError(
+            raise SourceError(
                 f"more than {limit} segment{'s' if limit > 1 else ''} ({kind}), which instance ids "
                 "cannot tell apart; merge them"
             )

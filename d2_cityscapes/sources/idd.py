@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from d2_cityscapes.data.photo import PhotoSource
-from d2_cityscapes.data.source_check import Size
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.labels.idd import IDD_LABELS
+from d2_cityscapes.sources.check import Size
+from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.photo import PhotoSource
 
 __all__ = [
     "DEFAULT_CANVAS",
     "DEFAULT_PARTITIONS",
-    "IddError",
     "IddSource",
     "draw_polygons",
     "find_splits",
@@ -38,10 +38,6 @@ DEFAULT_PARTITIONS = {"train": 8, "val": 4}
 _IMAGE_SUFFIX = "_leftImg8bit"
 _POLYGONS_SUFFIX = "_gtFine_polygons.json"
 _PHOTOS = (".png", ".jpg", ".jpeg")  # part I of the dataset has PNGs, part II JPEGs
-
-
-class IddError(D2CityscapesError):
-    """An IDD tree that is missing, incomplete or damaged."""
 
 
 class IddSource(PhotoSource):
@@ -55,13 +51,13 @@ class IddSource(PhotoSource):
             size = (int(document["imgHeight"]), int(document["imgWidth"]))
             return draw_polygons(document["objects"], size)
         except D2CityscapesError as error:
-            raise IddError(f"{path}: {error}") from error
+            raise SourceError(f"{path}: {error}") from error
         except FileNotFoundError as error:
-            raise IddError(f"{path}: missing") from error
+            raise SourceError(f"{path}: missing") from error
         except OSError as error:
-            raise IddError(f"{path}: cannot be read ({error.strerror})") from error
+            raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IddError(f"{path}: not a file of polygons ({error!r})") from error
+            raise SourceError(f"{path}: not a file of polygons ({error!r})") from error
 
 
 def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:
@@ -72,7 +68,7 @@ def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:
         size: (H, W).
 
     Raises:
-        IddError: an unknown label, no polygon, or more instances of a class than ids can tell
+        SourceError: an unknown label, no polygon, or more instances of a class than ids can tell
             apart.
     """
     picture = Image.new("I", (size[1], size[0]), 0)
@@ -84,11 +80,11 @@ def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:
         name = item["label"]
         label = IDD_LABELS.get(name) or IDD_LABELS.get(name.removesuffix("group"))
         if label is None:
-            raise IddError(f"object {number} has the label {name!r}, which IDD does not have")
+            raise SourceError(f"object {number} has the label {name!r}, which IDD does not have")
         value = label.label_id
         if label.has_instances and name in IDD_LABELS:
             if counts[value] == INSTANCE_DIVISOR:
-                raise IddError(
+                raise SourceError(
                     f"more than {INSTANCE_DIVISOR} instances of {name}, which instance ids cannot "
                     "tell apart; leave some out"
                 )
@@ -96,7 +92,7 @@ def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:
             value = value * INSTANCE_DIVISOR + counts[value] - 1
         points = [(x, y) for x, y in item["polygon"]]
         if len(points) < 2:
-            raise IddError(f"object {number} ({name}) has a polygon of {len(points)} points")
+            raise SourceError(f"object {number} ({name}) has a polygon of {len(points)} points")
         pen.polygon(points, fill=value)
     return np.asarray(picture)
 
@@ -130,16 +126,16 @@ def find_splits(
         limit: only the first so many of each split.
 
     Raises:
-        IddError: another split, or no images or no polygons at all.
+        SourceError: another split, or no images or no polygons at all.
     """
     if limit is not None and limit < 1:
-        raise IddError(f"limit {limit}; give 1 or more")
+        raise SourceError(f"limit {limit}; give 1 or more")
     return {split: _find_split(Path(root), split, canvas)[:limit] for split in splits}
 
 
 def _find_split(root: Path, split: str, canvas: Size) -> list[IddSource]:
     if split not in DEFAULT_PARTITIONS:
-        raise IddError(f"split {split!r}; IDD has {', '.join(DEFAULT_PARTITIONS)}")
+        raise SourceError(f"split {split!r}; IDD has {', '.join(DEFAULT_PARTITIONS)}")
     images, polygons = root / "leftImg8bit" / split, root / "gtFine" / split
     photos = {
         _frame(path, _IMAGE_SUFFIX + path.suffix): path
@@ -154,7 +150,7 @@ def _find_split(root: Path, split: str, canvas: Size) -> list[IddSource]:
         (annotations, polygons, _POLYGONS_SUFFIX),
     ):
         if not found:
-            raise IddError(
+            raise SourceError(
                 f"{folder}: no */*{name}; expected the IDD root with leftImg8bit/ and gtFine/ "
                 "(see datasets/README.md)"
             )

@@ -16,19 +16,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2_cityscapes.data.source_check import Size, check_ids
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import RGB, check_png, picture_errors, read_header, read_png
+from d2_cityscapes.sources.check import Size, check_ids
+from d2_cityscapes.sources.errors import SourceError
 
-__all__ = ["PhotoError", "PhotoSource", "fit"]
+__all__ = ["PhotoSource", "fit"]
 
 _JPEG_END = b"\xff\xd9"
 _SAME_SHAPE = 0.01  # relative difference of height / width
-
-
-class PhotoError(D2CityscapesError):
-    """A photograph, or its annotation, that is missing, damaged or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class PhotoSource:
         try:
             sizes = [path.stat().st_size for path in (self.image_path, self.annotation_path)]
         except OSError as error:
-            raise PhotoError(f"{error.filename}: cannot be read ({error.strerror})") from error
+            raise SourceError(f"{error.filename}: cannot be read ({error.strerror})") from error
         return f"{sizes[0]}+{sizes[1]} in {self.canvas[0]}x{self.canvas[1]}"
 
     def image(self) -> np.ndarray:
@@ -143,4 +140,4 @@ def _read_photo(path: Path) -> Image.Image:
 
 
 def _errors(path: Path) -> AbstractContextManager[None]:
-    return picture_errors(path, kind="JPEG", error_type=PhotoError)
+    return picture_errors(path, kind="JPEG", error_type=SourceError)

@@ -14,24 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from d2_cityscapes.data.photo import PhotoSource
-from d2_cityscapes.data.source_check import Size
-from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.coco_panoptic import CocoPng, read_coco_panoptic
 from d2_cityscapes.labels import VISTAS
 from d2_cityscapes.png import RGB, check_png
+from d2_cityscapes.sources.check import Size
+from d2_cityscapes.sources.coco_panoptic import CocoPng, read_coco_panoptic
+from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.photo import PhotoSource
 
-__all__ = ["DEFAULT_CANVAS", "DEFAULT_PARTITIONS", "VistasError", "VistasSource", "find_splits"]
+__all__ = ["DEFAULT_CANVAS", "DEFAULT_PARTITIONS", "VistasSource", "find_splits"]
 
 # Most images are 4:3, and far larger.
 DEFAULT_CANVAS = (1536, 2048)
 DEFAULT_PARTITIONS = {"train": 32, "val": 4}
 _FOLDERS = {"train": "training", "val": "validation"}
 _JSON = "panoptic_2018.json"
-
-
-class VistasError(D2CityscapesError):
-    """A Mapillary Vistas tree that is missing or incomplete."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +67,25 @@ def find_splits(
         limit: only the first so many of each split.
 
     Raises:
-        VistasError: another split, or no images or no annotations at all.
-        PanopticFileError: the JSON is not that of Vistas v1.2, or lists more than 1000 instances of
+        SourceError: another split, or no images or no annotations at all.
+        SourceError: the JSON is not that of Vistas v1.2, or lists more than 1000 instances of
             a class in an image.
     """
     if limit is not None and limit < 1:
-        raise VistasError(f"limit {limit}; give 1 or more")
+        raise SourceError(f"limit {limit}; give 1 or more")
     return {split: _find_split(Path(root), split, canvas)[:limit] for split in splits}
 
 
 def _find_split(root: Path, split: str, canvas: Size) -> list[VistasSource]:
     if split not in _FOLDERS:
-        raise VistasError(f"split {split!r}; Mapillary Vistas has {', '.join(_FOLDERS)}")
+        raise SourceError(f"split {split!r}; Mapillary Vistas has {', '.join(_FOLDERS)}")
     folder = root / _FOLDERS[split]
     photos = {path.stem: path for path in folder.glob("images/*.jpg")}
     jsons = [folder / place / "panoptic" / _JSON for place in (".", "v1.2")]
     json_path = next((path for path in jsons if path.is_file()), None)
     if not photos or json_path is None:
         missing = f"panoptic/{_JSON}" if photos else "images/*.jpg"
-        raise VistasError(
+        raise SourceError(
             f"{folder}: no {missing}; expected the Mapillary Vistas root with training/ and "
             "validation/ (see datasets/README.md)"
         )

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
-from d2_cityscapes.modeling.anchors import resolve_anchors
+from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 
 __all__ = [
     "StageChangedError",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 
-from d2_cityscapes.cli import run
+from d2_cityscapes.errors import run
 
 __all__ = ["train_in_fresh_process"]
 

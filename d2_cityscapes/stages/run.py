@@ -9,20 +9,20 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from d2_cityscapes.convert import convert_file
-from d2_cityscapes.engine.schedules import check_schedule
 from d2_cityscapes.engine.setup import check_datasets, check_weights_file, load_config
-from d2_cityscapes.engine.stage_changes import (
+from d2_cityscapes.engine.step.schedules import check_schedule
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
+from d2_cityscapes.evaluation.results import ResultRow, ResultsError, read_results
+from d2_cityscapes.files import lock_folder, remove_temporaries
+from d2_cityscapes.modeling.anchors.generator import fit_anchors
+from d2_cityscapes.stages.changes import (
     check_first_weights,
     check_settings,
     file_sha256,
     write_first_weights,
 )
-from d2_cityscapes.engine.stage_process import train_in_fresh_process
-from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
-from d2_cityscapes.evaluation.results import ResultRow, ResultsError, read_results
-from d2_cityscapes.files import lock_folder, remove_temporaries
-from d2_cityscapes.modeling.anchors import fit_anchors
+from d2_cityscapes.stages.process import train_in_fresh_process
 
 __all__ = ["STAGES", "Stage", "StageError", "plan_stages", "run_stages", "stage_results", "summary"]
 

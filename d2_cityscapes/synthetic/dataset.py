@@ -23,18 +23,18 @@ import numpy as np
 from cityscapesscripts.helpers.labels import id2label
 from PIL import Image, ImageFilter
 
-from d2_cityscapes.data.street.canvas import draw_ids
-from d2_cityscapes.data.street.scene import Scene, render_scene
-from d2_cityscapes.data.street.sprites import (
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import write_atomically
+from d2_cityscapes.labels import INSTANCE_DIVISOR
+from d2_cityscapes.synthetic.street.canvas import draw_ids
+from d2_cityscapes.synthetic.street.scene import Scene, render_scene
+from d2_cityscapes.synthetic.street.sprites import (
     Polygon,
     as_polygon,
     rasterize,
     simplify,
     trace_outline,
 )
-from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
-from d2_cityscapes.labels import INSTANCE_DIVISOR
 
 __all__ = [
     "Scene",

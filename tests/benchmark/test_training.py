@@ -17,8 +17,8 @@ from d2_cityscapes.benchmark.trainers import (
     datasets,
 )
 from d2_cityscapes.benchmark.training import benchmark_training
-from d2_cityscapes.data.cityscapes import find_sources
-from d2_cityscapes.data.shard_writer import write_shards
+from d2_cityscapes.shards.writer import write_shards
+from d2_cityscapes.sources.cityscapes import find_sources
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import pickle
 
 import pytest
 
-from d2_cityscapes.cli import run
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, run
 
 
 @pytest.mark.parametrize(

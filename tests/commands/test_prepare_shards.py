@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 from tqdm import tqdm
 
-from d2_cityscapes.data.cityscapes import DEFAULT_PARTITIONS, find_splits
-from d2_cityscapes.data.shard_writer import write_splits
+from d2_cityscapes.shards.writer import write_splits
+from d2_cityscapes.sources.cityscapes import DEFAULT_PARTITIONS, find_splits
 
 
 class Done(NamedTuple):

@@ -17,7 +17,7 @@ from d2_cityscapes.convert.stock import stock_config
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.modeling.anchor_clustering import (
+from d2_cityscapes.modeling.anchors.clustering import (
     AnchorQuality,
     Anchors,
     AnchorSet,

@@ -20,8 +20,8 @@ from detectron2.data.datasets import cityscapes
 from PIL import Image
 
 from d2_cityscapes.data import CityscapesShardMapper, write_shards
-from d2_cityscapes.data.cityscapes import find_sources
 from d2_cityscapes.data.register import load_shards
+from d2_cityscapes.sources.cityscapes import find_sources
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SPLIT = "train"

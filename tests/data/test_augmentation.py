@@ -12,9 +12,9 @@ from PIL import Image
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data import ShardReader
 from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation, resize_image
-from d2_cityscapes.data.street.scene import render_scene
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.synthetic.street.scene import render_scene
 
 
 @pytest.fixture(scope="module")

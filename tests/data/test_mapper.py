@@ -12,8 +12,8 @@ from d2_cityscapes import get_cfg
 from d2_cityscapes.data import CityscapesShardMapper, ShardReader, write_shards
 from d2_cityscapes.data.register import load_shards
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
+from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_panoptic
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.structures import IdMapMasks
 

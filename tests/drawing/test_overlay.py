@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from d2_cityscapes.evaluation.drawing import draw_instance_ids, segment_color, side_by_side
+from d2_cityscapes.drawing.overlay import draw_instance_ids, segment_color, side_by_side
 from d2_cityscapes.labels import CITYSCAPES
 
 GREY = 100

@@ -21,7 +21,6 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2_cityscapes.cli import run
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.engine import launch as launch_module
 from d2_cityscapes.engine.distributed import (
@@ -34,6 +33,7 @@ from d2_cityscapes.engine.distributed import (
 )
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.trainer import Trainer, setup
+from d2_cityscapes.errors import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,13 +11,13 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from d2_cityscapes.engine.activations import saved_activations
 from d2_cityscapes.engine.dry_run import DryRun, dry_run, largest_that_fits
 from d2_cityscapes.engine.proposed_objects import objects_proposed
 from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.engine.step.activations import saved_activations
 from d2_cityscapes.engine.trainer import checked_config
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling.freeze import FreezeReport
+from d2_cityscapes.modeling.freezing.freeze import FreezeReport
 
 # --- saved activations ---
 

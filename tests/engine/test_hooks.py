@@ -10,7 +10,7 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.solver.build import get_default_optimizer_params
 
 from d2_cityscapes.engine.hooks import FreezeHook
-from d2_cityscapes.modeling.freeze import FreezeError, freeze_modules
+from d2_cityscapes.modeling.freezing.freeze import FreezeError, freeze_modules
 
 
 class Model(nn.Module):

@@ -12,7 +12,7 @@ from detectron2.engine import HookBase, TrainerBase
 
 from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter, progress_text
 from d2_cityscapes.engine.trainer import setup, train
-from d2_cityscapes.evaluation.curves import read_losses
+from d2_cityscapes.report.curves import read_losses
 
 
 class Clock(HookBase):

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.engine.hooks import FreezeHook
-from d2_cityscapes.engine.optimizer import build_optimizer
-from d2_cityscapes.modeling.freeze import FreezeError, freeze_modules
+from d2_cityscapes.engine.step.optimizer import build_optimizer
+from d2_cityscapes.modeling.freezing.freeze import FreezeError, freeze_modules
 
 MODULES = ["body", "neck"]
 SCHEDULE = [[3, ["neck"]], [5, ["body.1*"]]]  # body.0 never trains

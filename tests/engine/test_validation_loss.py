@@ -18,7 +18,7 @@ from torch import nn
 
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, validation_losses
-from d2_cityscapes.modeling.freeze import freeze_modules
+from d2_cityscapes.modeling.freezing.freeze import freeze_modules
 
 
 class Model(nn.Module):

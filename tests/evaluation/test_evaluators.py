@@ -20,11 +20,9 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from d2_cityscapes.config import get_cfg, model_tasks
-from d2_cityscapes.data.instances import find_instances
 from d2_cityscapes.data.register import register_cityscapes_shards
-from d2_cityscapes.data.shard_writer import write_shards
-from d2_cityscapes.data.shards import open_shard
 from d2_cityscapes.engine.setup import load_config
+from d2_cityscapes.engine.trainer import Trainer
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.evaluators import (
     CityscapesInstanceEvaluator,
@@ -35,10 +33,13 @@ from d2_cityscapes.evaluation.evaluators import (
     build_evaluator,
 )
 from d2_cityscapes.evaluation.expected import check_expected
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError, PanopticQuality
-from d2_cityscapes.evaluation.sem_seg import SemSegQuality
-from d2_cityscapes.evaluation.submission import PanopticSubmissionWriter
+from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError, PanopticQuality
+from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
+from d2_cityscapes.evaluation.submission.writer import PanopticSubmissionWriter
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances
+from d2_cityscapes.shards.reader import open_shard
+from d2_cityscapes.shards.writer import write_shards
 
 NAME = "evaluator_scenes"
 SIZE = (64, 128)
@@ -152,7 +153,9 @@ def test_truth_scores_100(inputs: list[dict]) -> None:
 def test_synthetic_scenes_through_the_builtin_dataset(datasets: Path, tmp_path: Path) -> None:
     name = "cityscapes_shards_val_report"
     inputs = DatasetCatalog.get(name)
-    evaluator = build_evaluator(make_cfg("SeamlessPanoptic", NUM_PICTURES=1), name, tmp_path)
+    cfg = make_cfg("SeamlessPanoptic", NUM_PICTURES=1)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    evaluator = Trainer.build_evaluator(cfg, name)
     evaluator.process(inputs, perfect(inputs))
     results = evaluator.evaluate()
     for task, metric in (("segm", "AP"), ("panoptic_seg", "PQ"), ("panoptic_seg", "PQ_dagger")):
@@ -416,7 +419,8 @@ def test_the_gates_of_the_quick_configs(kind: str, datasets: Path, repository: P
 @pytest.mark.parametrize("form", ["panoptic_seg", "instances", "boxes", "sem_seg"])
 def test_pictures(form: str, inputs: list[dict], outputs: list[dict], tmp_path: Path) -> None:
     cfg = make_cfg("SeamlessPanoptic", NUM_PICTURES=2)
-    writer = build_evaluator(cfg, NAME, tmp_path).evaluators[-1]
+    cfg.OUTPUT_DIR = str(tmp_path)
+    writer = Trainer.build_evaluator(cfg, NAME).evaluators[-1]
     key = "instances" if form == "boxes" else form
     shown = [{key: copy.deepcopy(output[key])} for output in outputs]
     if form == "boxes":

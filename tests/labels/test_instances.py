@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from d2_cityscapes.data.instances import find_instances, panoptic_segments
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances, panoptic_segments
 
 
 def test_a_hand_worked_picture():

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from d2_cityscapes.evaluation.curves import draw_loss_curves, draw_losses, read_losses
-from d2_cityscapes.evaluation.report import find_runs
+from d2_cityscapes.report.curves import draw_loss_curves, draw_losses, read_losses
+from d2_cityscapes.report.run import find_runs
 
 
 def test_losses_skip_evaluations_and_cut_lines(write_run: Callable, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from d2_cityscapes.evaluation.page import facts_html, page_html, picture_url, table_html
+from d2_cityscapes.report.page import facts_html, page_html, picture_url, table_html
 
 
 def test_page_escapes_its_title_and_adds_style():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.report import write_report
 from d2_cityscapes.evaluation.results import make_rows, write_results
+from d2_cityscapes.report.run import write_report
 
 
 class Page(HTMLParser):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from d2_cityscapes.evaluation.coco import BOX_SIZE_PROTOCOL, PROTOCOL, coco_scores
+from d2_cityscapes.evaluation.instances.coco import BOX_SIZE_PROTOCOL, PROTOCOL, coco_scores
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
-from d2_cityscapes.evaluation.stage_table import make_stage_tables, write_stage_tables
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.report.stage_table import make_stage_tables, write_stage_tables
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
 

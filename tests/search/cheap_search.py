@@ -4,10 +4,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from d2_cityscapes.search.plan_file import read_plan
-from d2_cityscapes.search.process import TrialProcess
 from d2_cityscapes.search.run import run_search
+from d2_cityscapes.search.space.plan_file import read_plan
 from d2_cityscapes.search.study import open_search
+from d2_cityscapes.search.trials.process import TrialProcess
 
 source, output_dir, storage, total = sys.argv[1:]
 trial = [sys.executable, str(Path(__file__).with_name("cheap_trial.py"))]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ["D2_CITYSCAPES_PLAIN"] = "1"
 
-from d2_cityscapes.search.process import Pruned, serve
+from d2_cityscapes.search.trials.process import Pruned, serve
 
 STEPS = 4
 

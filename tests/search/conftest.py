@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d2_cityscapes.search.folders import read_job
-from d2_cityscapes.search.plan import SearchPlan
-from d2_cityscapes.search.plan_file import read_plan
-from d2_cityscapes.search.process import Outcome, TrialProcess
+from d2_cityscapes.search.space.plan import SearchPlan
+from d2_cityscapes.search.space.plan_file import read_plan
+from d2_cityscapes.search.trials.folders import read_job
+from d2_cityscapes.search.trials.process import Outcome, TrialProcess
 
 SEARCH = {
     "space": {

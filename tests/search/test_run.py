@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from d2_cityscapes.engine.setup import load_config
-from d2_cityscapes.search.best import write_best
-from d2_cityscapes.search.confirm import run_again
-from d2_cityscapes.search.confirm_table import ConfirmedTrial, top_trials
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.folders import TrialFolders, read_job
-from d2_cityscapes.search.plan_file import read_plan
+from d2_cityscapes.search.findings.best import write_best
+from d2_cityscapes.search.findings.confirm import run_again
+from d2_cityscapes.search.findings.confirm_table import ConfirmedTrial, top_trials
 from d2_cityscapes.search.run import run_search
+from d2_cityscapes.search.space.plan_file import read_plan
 from d2_cityscapes.search.study import load_search, open_search
-from d2_cityscapes.search.workers import Workers, worker_environments
+from d2_cityscapes.search.trials.folders import TrialFolders, read_job
+from d2_cityscapes.search.trials.workers import Workers, worker_environments
 
 LOW, HIGH = "MODEL.RPN.IOU_THRESHOLDS[0]", "MODEL.RPN.IOU_THRESHOLDS[1]"
 
@@ -282,7 +282,7 @@ def test_processes_share_a_journal(plan, cheap_trial, tmp_path, capfd):
 def test_two_machines_share_a_study_on_postgresql(plan, fake, tmp_path, postgresql, monkeypatch):
     """Each with a folder of its own; both create the study."""
     names = iter("ab")
-    monkeypatch.setattr("d2_cityscapes.search.trial_queue._machine", lambda: next(names))
+    monkeypatch.setattr("d2_cityscapes.search.trials.trial_queue._machine", lambda: next(names))
 
     def work(environment):
         search = open_search(plan, storage=postgresql, study_name="one")

@@ -7,9 +7,9 @@ import pytest
 from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan_file import read_plan
-from d2_cityscapes.search.storage import open_storage, shown
+from d2_cityscapes.search.space.plan_file import read_plan
 from d2_cityscapes.search.study import build_pruner, check_study, load_search, open_search
+from d2_cityscapes.search.trials.storage import open_storage, shown
 
 
 @pytest.fixture(params=["sqlite", "journal"])

@@ -9,8 +9,8 @@ import pytest
 from safetensors import safe_open
 
 from d2_cityscapes.data import ShardReader, write_shards
-from d2_cityscapes.data.image_codecs import CODECS, decompress
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.shards.image_codecs import CODECS, decompress
 
 
 def _open(folder):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from d2_cityscapes.data import ShardError, ShardReader, write_shards
-from d2_cityscapes.data.shard_file import ShardFile, head_checksum
-from d2_cityscapes.data.shard_verifier import verify_shards
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.shards.file import ShardFile, head_checksum
+from d2_cityscapes.shards.verifier import verify_shards
 
 NAME = "train_01of03.safetensors"
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from d2_cityscapes.data.image_codecs import CODECS, compress, decompress, find_codec
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.shards.image_codecs import CODECS, compress, decompress, find_codec
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from d2_cityscapes.data import ShardError, ShardReader, write_shards
-from d2_cityscapes.data.shard_index import fingerprint, load_entries
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.shards.index import fingerprint, load_entries
 
 
 def _state(folder):

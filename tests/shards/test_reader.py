@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from d2_cityscapes.data import ShardError, ShardReader, write_shards
-from d2_cityscapes.data.instances import find_instances
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.labels.instances import find_instances
 
 H, W = 12, 20
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2_cityscapes.data import ShardReader
-from d2_cityscapes.data.instances import InstanceTable, find_instances
-from d2_cityscapes.data.statistics import ClassCount, Share, dataset_statistics, plot_statistics
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import InstanceTable, find_instances
+from d2_cityscapes.shards.statistics import ClassCount, Share, dataset_statistics, plot_statistics
 
 PERSON, CAR, BICYCLE = 11, 13, 18  # train ids
 

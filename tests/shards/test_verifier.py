@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from d2_cityscapes.data import ShardError
-from d2_cityscapes.data.shard_verifier import verify_shards
+from d2_cityscapes.shards.verifier import verify_shards
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -51,7 +51,7 @@ def test_a_wrong_table_is_found_though_its_checksums_are_right(sources, folder, 
     def shifted(instances):
         return replace(instances, boxes=instances.boxes + shift)
 
-    from d2_cityscapes.data import shard_verifier
+    from d2_cityscapes.shards import verifier as shard_verifier
 
     right = shard_verifier.find_instances
     monkeypatch.setattr(shard_verifier, "find_instances", lambda *a: shifted(right(*a)))

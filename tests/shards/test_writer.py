@@ -12,10 +12,11 @@ import pytest
 
 from d2_cityscapes import files
 from d2_cityscapes.data import ShardError, ShardReader, write_shards
-from d2_cityscapes.data.shard_verifier import verify_shards
-from d2_cityscapes.data.shard_writer import write_splits
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import lock_folder
+from d2_cityscapes.shards.verifier import verify_shards
+from d2_cityscapes.shards.writer import write_splits
+from d2_cityscapes.sources.errors import SourceError
 
 
 def _content(folder):
@@ -57,7 +58,7 @@ def test_all_splits_are_checked_before_the_first_is_packed(sources, tmp_path, ar
     bad_ids = np.full(sources[0].size, 99_999)
     bad = array_source("zurich_000001_000019_leftImg8bit.png", sources[0].pixels, bad_ids)
     splits = {"train": sources, "val": [*sources[:2], bad]}
-    with pytest.raises(ShardError, match=r"1 problem: zurich_000001.*99999.*nothing was written"):
+    with pytest.raises(SourceError, match=r"1 problem: zurich_000001.*99999.*nothing was written"):
         write_splits(splits, tmp_path / "new", partitions={"train": 4, "val": 1})
     assert not (tmp_path / "new").exists()
     splits["val"].pop()
@@ -227,5 +228,5 @@ def test_a_codec_that_is_not_installed_is_said_first(sources, tmp_path, monkeypa
 
 def test_images_of_two_sizes_are_refused(sources, tmp_path, array_source):
     wide = array_source("wide.png", np.zeros((12, 24, 3), np.uint8), np.zeros((12, 24), int))
-    with pytest.raises(ShardError, match=r"wide.png: \(12, 24\).*one size"):
+    with pytest.raises(SourceError, match=r"wide.png: \(12, 24\).*one size"):
         write_shards([*sources, wide], tmp_path, split="train")

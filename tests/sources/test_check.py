@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2_cityscapes.data import ShardError
-from d2_cityscapes.data.source_check import check_ids, check_sources, problems_error
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.sources.check import check_ids, check_sources
+from d2_cityscapes.sources.errors import SourceError
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_all_splits_are_listed_in_one_line(make, array_source):
         "train": [make("a"), make("b", value=34_001), torn, make("d")],
         "val": [make("e"), make("f"), make("g", (6, 4))],
     }
-    with pytest.raises(ShardError) as caught:
+    with pytest.raises(SourceError) as caught:
         _check(splits)
     text = str(caught.value)
     assert text.startswith("3 problems: ") and "\n" not in text and not caught.value.details
@@ -44,17 +44,17 @@ def test_all_splits_are_listed_in_one_line(make, array_source):
 
 
 def test_images_that_are_packed_already_count_for_the_size(make):
-    with pytest.raises(ShardError, match=r"a: \(4, 6\).*other images of train are \(8, 8\)"):
+    with pytest.raises(SourceError, match=r"a: \(4, 6\).*other images of train are \(8, 8\)"):
         _check({"train": [make("a")]}, packed=[(8, 8), (8, 8)])
 
 
 def test_many_problems_stand_above_the_line():
-    few = problems_error([str(i) for i in range(8)], "mend them")
+    few = SourceError.of_many([str(i) for i in range(8)], "mend them")
     assert str(few) == "8 problems: 0; 1; 2; 3; 4; 5; 6; 7; mend them" and few.details == ()
-    many = problems_error([str(i) for i in range(9)], "mend them")
+    many = SourceError.of_many([str(i) for i in range(9)], "mend them")
     assert str(many) == "9 problems, listed above; mend them"
     assert many.details == tuple("012345678")
-    assert str(problems_error(["x"], "mend it")) == "1 problem: x; mend it"
+    assert str(SourceError.of_many(["x"], "mend it")) == "1 problem: x; mend it"
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.data.cityscapes import (
+from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.png import PngError
+from d2_cityscapes.sources.cityscapes import (
     DEFAULT_PARTITIONS,
-    CityscapesError,
     find_sources,
     find_splits,
     parse_partitions,
 )
-from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.png import PngError
+from d2_cityscapes.sources.errors import SourceError
 
 
 @pytest.fixture
@@ -153,12 +153,12 @@ def test_a_truncated_picture_is_named(tree):
 
 
 def test_a_wrong_folder_and_a_wrong_split(tree):
-    with pytest.raises(CityscapesError, match="no leftImg8bit/train"):
+    with pytest.raises(SourceError, match="no leftImg8bit/train"):
         find_sources(tree / "gtFine", "train")
-    with pytest.raises(CityscapesError, match="Cityscapes has train, val, train_extra"):
+    with pytest.raises(SourceError, match="Cityscapes has train, val, train_extra"):
         find_sources(tree, "test")
     shutil.rmtree(tree / "gtFine")
-    with pytest.raises(CityscapesError, match="no gtFine/train"):
+    with pytest.raises(SourceError, match="no gtFine/train"):
         find_sources(tree, "train")
 
 
@@ -169,7 +169,7 @@ def test_subsets(tree):
     bochum = find_sources(tree, "train", cities=["bochum"], limit=2)
     assert [s.file_name for s in bochum] == names[2:]
     assert _problems(tree, cities=["aachen"]) == []
-    with pytest.raises(CityscapesError, match="limit 0; give 1 or more"):
+    with pytest.raises(SourceError, match="limit 0; give 1 or more"):
         find_sources(tree, "train", limit=0)
 
 
@@ -177,11 +177,11 @@ def test_cities_of_several_splits(cityscapes_tree):
     splits = find_splits(cityscapes_tree, ["train", "val"], cities=["bochum", "lindau"])
     assert {s.image_path.parent.name for s in splits["train"]} == {"bochum"}
     assert {s.image_path.parent.name for s in splits["val"]} == {"lindau"}
-    with pytest.raises(CityscapesError, match="no city bokum in train, val; did you mean bochum"):
+    with pytest.raises(SourceError, match="no city bokum in train, val; did you mean bochum"):
         find_splits(cityscapes_tree, ["train", "val"], cities=["bokum", "lindau"])
-    with pytest.raises(CityscapesError, match="no city xyz in val; it has frankfurt, lindau, mun"):
+    with pytest.raises(SourceError, match="no city xyz in val; it has frankfurt, lindau, mun"):
         find_splits(cityscapes_tree, ["val"], cities=["xyz"])
-    with pytest.raises(CityscapesError, match="no images of bochum in val; leave the split out"):
+    with pytest.raises(SourceError, match="no images of bochum in val; leave the split out"):
         find_splits(cityscapes_tree, ["train", "val"], cities=["bochum"])
 
 
@@ -192,5 +192,5 @@ def test_partitions_are_parsed():
 
 @pytest.mark.parametrize("argument", ["train=0", "foo=3", "train=x", "train", "=3", "val=-1", ""])
 def test_wrong_partitions_are_one_line(argument):
-    with pytest.raises(CityscapesError, match=f"partitions '{argument}'; give SPLIT=N"):
+    with pytest.raises(SourceError, match=f"partitions '{argument}'; give SPLIT=N"):
         parse_partitions([argument])

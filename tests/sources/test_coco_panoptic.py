@@ -12,10 +12,10 @@ import pytest
 from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from PIL import Image
 
-from d2_cityscapes.evaluation.coco_panoptic import read_coco_panoptic
-from d2_cityscapes.evaluation.map_files import PanopticFileError
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.png import PngError
+from d2_cityscapes.sources.coco_panoptic import read_coco_panoptic
+from d2_cityscapes.sources.errors import SourceError
 
 # 0 is void; 70000 = 112 + 1 * 256 + 1 * 65536 is larger than any instance id
 SEGMENTS = np.array([[0, 3, 3, 70000], [9, 9, 70000, 70000]])
@@ -103,7 +103,7 @@ def test_a_thousand_instances_of_a_class_and_no_more(tmp_path: Path) -> None:
     ids = read_coco_panoptic(json_path, groups=True)[0]["a"].read()
     np.testing.assert_array_equal(ids, 23999 + pixels[:, :-1])
     json_path = write(tmp_path / "b", info(*((i, 24) for i in range(1, 1002))), pixels)
-    with pytest.raises(PanopticFileError, match=r"more than 1000 segments \(person\)"):
+    with pytest.raises(SourceError, match=r"more than 1000 segments \(person\)"):
         read_coco_panoptic(json_path, groups=True)
 
 
@@ -121,7 +121,7 @@ def test_a_thousand_instances_of_a_class_and_no_more(tmp_path: Path) -> None:
 )
 def test_refused_json(tmp_path: Path, segments: list, message: str) -> None:
     json_path = write(tmp_path, segments)
-    with pytest.raises(PanopticFileError, match=message) as caught:
+    with pytest.raises(SourceError, match=message) as caught:
         read_coco_panoptic(json_path, groups=True)
     assert str(caught.value).startswith(str(json_path))
     assert "\n" not in str(caught.value)
@@ -131,13 +131,13 @@ def test_refused_json(tmp_path: Path, segments: list, message: str) -> None:
 def test_json_of_something_else(tmp_path: Path, text: str) -> None:
     json_path = write(tmp_path, [])
     json_path.write_text(text)
-    with pytest.raises(PanopticFileError, match="not COCO panoptic"):
+    with pytest.raises(SourceError, match="not COCO panoptic"):
         read_coco_panoptic(json_path, groups=True)
 
 
 def test_things_that_the_json_calls_stuff(tmp_path: Path) -> None:
     categories = [{"id": 26, "name": "car", "isthing": 0}]
-    with pytest.raises(PanopticFileError, match="isthing of car is 0"):
+    with pytest.raises(SourceError, match="isthing of car is 0"):
         read_coco_panoptic(write(tmp_path, [], categories=categories), groups=True)
 
 
@@ -145,7 +145,7 @@ def test_one_image_twice(tmp_path: Path) -> None:
     json_path = write(tmp_path, ROAD_AND_CARS)
     document = json.loads(json_path.read_text())
     json_path.write_text(json.dumps({"annotations": document["annotations"] * 2}))
-    with pytest.raises(PanopticFileError, match="image a is listed twice"):
+    with pytest.raises(SourceError, match="image a is listed twice"):
         read_coco_panoptic(json_path, groups=True)
 
 
@@ -156,7 +156,7 @@ def test_png_and_json_must_agree(tmp_path: Path) -> None:
         ("unseen", [*ROAD_AND_CARS, *info((8, 11))], "segment 8 of the JSON has no pixel"),
     ):
         maps, _ = read_coco_panoptic(write(tmp_path / name, segments), groups=False)
-        with pytest.raises(PanopticFileError, match=message) as caught:
+        with pytest.raises(SourceError, match=message) as caught:
             maps["a"].read()
         assert str(tmp_path / name / "val" / "a.png") in str(caught.value)
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data import CityscapesShardMapper, ShardError, ShardReader, write_shards
-from d2_cityscapes.data.idd import IddError, draw_polygons, find_splits
 from d2_cityscapes.evaluation import PanopticQuality
 from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.labels import IDD
+from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.idd import draw_polygons, find_splits
 
 ROAD, PARKING, PERSON, CAR, SKY = 1, 2, 5, 10, 26  # label ids: level3Id + 1
 
@@ -175,11 +176,11 @@ def test_problems_are_named(tree, tmp_path, damage, message):
 
 
 def test_incomplete_trees(tree, tmp_path):
-    with pytest.raises(IddError, match=r"no \*/\*_leftImg8bit.png; expected the IDD root"):
+    with pytest.raises(SourceError, match=r"no \*/\*_leftImg8bit.png; expected the IDD root"):
         find_splits(tmp_path, ["train"])
-    with pytest.raises(IddError, match="split 'test'; IDD has train, val"):
+    with pytest.raises(SourceError, match="split 'test'; IDD has train, val"):
         find_splits(tree, ["test"])
-    with pytest.raises(IddError, match="limit 0; give 1 or more"):
+    with pytest.raises(SourceError, match="limit 0; give 1 or more"):
         find_splits(tree, ["train"], limit=0)
     for kind, name in (("leftImg8bit", "1_leftImg8bit.png"), ("gtFine", "2_gtFine_polygons.json")):
         folder = tmp_path / kind / "train" / "0"

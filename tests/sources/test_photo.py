@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2_cityscapes.data import ShardError, ShardReader, write_shards
-from d2_cityscapes.data.instances import find_instances
-from d2_cityscapes.data.photo import PhotoSource, fit
-from d2_cityscapes.data.shard_verifier import verify_shards
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances
+from d2_cityscapes.shards.verifier import verify_shards
+from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.photo import PhotoSource, fit
 
 SIDES = st.integers(1, 300)
 CANVAS = (12, 20)
@@ -118,7 +119,7 @@ def test_sources_without_canvas_leave_shards_as_they_were(array_source, tmp_path
 
 def test_canvases_of_a_split_are_equal(make, tmp_path):
     sources = [make("a.png", (4, 6)), make("b.png", (4, 6)), make("c.png", (4, 6), canvas=(8, 8))]
-    with pytest.raises(ShardError, match=r"c.png: \(8, 8\) .*other images of train are \(12, 20\)"):
+    with pytest.raises(SourceError, match=r"c.png: \(8, 8\) .*images of train are \(12, 20\)"):
         write_shards(sources, tmp_path / "shards", split="train")
 
 

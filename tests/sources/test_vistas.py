@@ -14,13 +14,13 @@ from PIL import Image
 
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data import CityscapesShardMapper, ShardError, ShardReader, write_shards
-from d2_cityscapes.data.vistas import VistasError, find_splits
 from d2_cityscapes.evaluation import PanopticQuality
-from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
-from d2_cityscapes.evaluation.map_files import PanopticFileError
+from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_panoptic
 from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.labels import VISTAS
 from d2_cityscapes.modeling import fuse_panoptic
+from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.vistas import find_splits
 
 NUMBER = {c.name: c.label_id for c in VISTAS.classes}
 CATEGORIES = [
@@ -118,9 +118,9 @@ def copy(tree, tmp_path):
 
 
 def test_incomplete_trees_are_named(copy):
-    with pytest.raises(VistasError, match=r"training: no images/\*.jpg; expected the Mapillary"):
+    with pytest.raises(SourceError, match=r"training: no images/\*.jpg; expected the Mapillary"):
         find_splits(copy, ["train"])
-    with pytest.raises(VistasError, match="split 'test'; Mapillary Vistas has train, val"):
+    with pytest.raises(SourceError, match="split 'test'; Mapillary Vistas has train, val"):
         find_splits(copy, ["test"])
     panoptic = copy / "validation" / "panoptic"
     (panoptic / "a_-Z.png").unlink()
@@ -130,7 +130,7 @@ def test_incomplete_trees_are_named(copy):
     problems = [p.rpartition("/")[2] for s in sources for p in s.problems(VISTAS)]
     assert problems == ["a_-Z.png: missing", "b.jpg: missing", "new.png: missing"]
     (panoptic / "panoptic_2018.json").unlink()
-    with pytest.raises(VistasError, match=r"no panoptic/panoptic_2018\.json"):
+    with pytest.raises(SourceError, match=r"no panoptic/panoptic_2018\.json"):
         find_splits(copy, ["val"])
 
 
@@ -157,7 +157,7 @@ def _too_many(document):
 )
 def test_wrong_lists_are_refused(copy, change, message):
     _change(copy, change)
-    with pytest.raises(PanopticFileError, match=message):
+    with pytest.raises(SourceError, match=message):
         find_splits(copy, ["val"])
 
 
@@ -188,7 +188,7 @@ def test_records_keep_ids_up_to_the_last_thing_class(shards):
 def test_ids_beyond_16_bits_are_refused(array_source, tmp_path):
     ids = np.full((4, 6), 65_536 + 14)  # would come back as road
     source = array_source("a.jpg", np.zeros((4, 6, 3), np.uint8), ids)
-    with pytest.raises(ShardError, match="ids 65550 are not in the vistas label table"):
+    with pytest.raises(SourceError, match="ids 65550 are not in the vistas label table"):
         write_shards([source], tmp_path, split="train", table=VISTAS)
 
 

@@ -8,7 +8,7 @@ import pytest
 from detectron2.config import CfgNode
 
 from d2_cityscapes.config import get_cfg
-from d2_cityscapes.engine.stage_changes import (
+from d2_cityscapes.stages.changes import (
     StageChangedError,
     check_first_weights,
     check_settings,

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2_cityscapes.engine.stages import Stage, plan_stages
 from d2_cityscapes.engine.trainer import setup, train
 from d2_cityscapes.evaluation.results import read_results
+from d2_cityscapes.stages.run import Stage, plan_stages
 
 pytestmark = pytest.mark.usefixtures("datasets")
 

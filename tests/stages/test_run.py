@@ -7,19 +7,19 @@ import torch
 import torchvision
 
 from d2_cityscapes.convert import torchvision_to_detectron2
-from d2_cityscapes.engine import stages as stages_room
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.engine.stage_changes import StageChangedError
-from d2_cityscapes.engine.stages import (
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import lock_folder
+from d2_cityscapes.modeling.anchors.clustering import read_anchors
+from d2_cityscapes.stages import run as stages_room
+from d2_cityscapes.stages.changes import StageChangedError
+from d2_cityscapes.stages.run import (
     StageError,
     plan_stages,
     run_stages,
     stage_results,
     summary,
 )
-from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import lock_folder
-from d2_cityscapes.modeling.anchor_clustering import read_anchors
 
 pytestmark = pytest.mark.usefixtures("datasets")
 

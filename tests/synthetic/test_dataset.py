@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2_cityscapes.data.instances import find_instances
-from d2_cityscapes.data.street.canvas import min_visible
-from d2_cityscapes.data.synthetic import (
+from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances
+from d2_cityscapes.synthetic.dataset import (
     Scene,
     SyntheticError,
     coarse_objects,
@@ -28,7 +28,7 @@ from d2_cityscapes.data.synthetic import (
     make_tree,
     render_scene,
 )
-from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.synthetic.street.canvas import min_visible
 
 SIZE = {"height": 128, "width": 256}
 ARGUMENTS = {"train": 2, "val": 3, "train_extra": 2, "seed": 5, **SIZE}

@@ -26,7 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
-SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "install_detectron2.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
 
 
 def _load_script() -> ModuleType:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
-from d2_cityscapes.engine.saving import FINAL, FINAL_AVERAGE, save_weights
+from d2_cityscapes.engine.checkpoints.saving import FINAL, FINAL_AVERAGE, save_weights
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.modeling.freeze import unwrap
+from d2_cityscapes.engine.step.optimizer import optimized_parameters
+from d2_cityscapes.modeling.freezing.freeze import unwrap
 
 __all__ = ["AveragingHook", "check_averaging", "final_weights"]
 
@@ -50,7 +51,7 @@ class AveragingHook(HookBase):
 
     def before_train(self) -> None:
         optimizer = self.trainer.optimizer
-        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        optimized = {id(parameter) for parameter in optimized_parameters(optimizer)}
         self._weights = {
             name: parameter.detach()
             for name, parameter in unwrap(self.trainer.model).named_parameters()

@@ -16,18 +16,18 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import Tensor, nn
 
-from d2_cityscapes.engine.load_report import LoadReport, shortened
-from d2_cityscapes.engine.saving import save_checkpoint, tag_checkpoint
+from d2_cityscapes.engine.checkpoints.load_report import LoadReport, shortened
+from d2_cityscapes.engine.checkpoints.saving import save_checkpoint, tag_checkpoint
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling.anchor_clustering import AnchorError
-from d2_cityscapes.modeling.anchor_record import (
+from d2_cityscapes.modeling.anchors.clustering import AnchorError
+from d2_cityscapes.modeling.anchors.generator import KMeansAnchorGenerator
+from d2_cityscapes.modeling.anchors.record import (
     REMEDY,
     anchor_difference,
     describe_record,
     find_records,
     record_of_cells,
 )
-from d2_cityscapes.modeling.anchors import KMeansAnchorGenerator
 
 __all__ = ["CheckpointError", "Checkpointer"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
-from d2_cityscapes.modeling.freeze import FreezeError, parse_schedule
+from d2_cityscapes.modeling.freezing.freeze import FreezeError, parse_schedule
 
 __all__ = ["check_freeze_settings", "freeze_settings"]
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from d2_cityscapes.engine.load_report import shortened
+from d2_cityscapes.engine.checkpoints.load_report import shortened
 from d2_cityscapes.errors import D2CityscapesError
 
 __all__ = ["GRADIENTS", "PREDICTIONS", "NonFiniteError", "SkippedSteps", "Trouble"]

@@ -9,9 +9,9 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.modeling.freeze import later_parameters_on
+from d2_cityscapes.modeling.freezing.freeze import later_parameters_on
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "optimized_parameters"]
 
 _KINDS = {"SGD": torch.optim.SGD, "ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}
 
@@ -52,6 +52,11 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if cfg.SOLVER.FUSED:
         optimizer.register_step_pre_hook(lambda optimizer, *_: _complete_state(optimizer))
     return optimizer
+
+
+def optimized_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """All that it moves at some time, in the order of its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _build_detectron2(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -128,7 +133,7 @@ def _clip_gradients(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:
     Parameters without gradient are passed over: PyTorch's functions need not take them, and what is
     frozen for now has none.
     """
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+    for parameter in optimized_parameters(optimizer):
         if parameter.grad is None:
             continue
         if clip.CLIP_TYPE == "norm":

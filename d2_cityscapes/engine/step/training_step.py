@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from d2_cityscapes.engine.nonfinite import GRADIENTS, PREDICTIONS, SkippedSteps, Trouble
 from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.engine.step.nonfinite import GRADIENTS, PREDICTIONS, SkippedSteps, Trouble
+from d2_cityscapes.engine.step.optimizer import optimized_parameters
 
 __all__ = ["TrainingStep", "build_training_step", "check_training_step"]
 
@@ -172,7 +173,7 @@ class TrainingStep(SimpleTrainer):
             self.grad_scaler.unscale_(self.optimizer)
         elif not self.max_skipped_steps:
             return True
-        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        parameters = optimized_parameters(self.optimizer)
         sums = [p.grad.sum() for p in parameters if p.grad is not None]
         return bool(torch.stack(sums).isfinite().all())
 

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2_cityscapes.data.instances import InstanceTable
 from d2_cityscapes.evaluation.class_means import mean_percent
-from d2_cityscapes.evaluation.map_scores import InvalidMapError
-from d2_cityscapes.evaluation.rle import mask_box
+from d2_cityscapes.evaluation.instances.rle import mask_box
+from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.labels import INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
+from d2_cityscapes.labels.instances import InstanceTable
 
 __all__ = ["PROTOCOL", "CityscapesMatches", "cityscapes_scores", "match_masks"]
 

@@ -18,7 +18,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from d2_cityscapes.evaluation.class_means import mean_percent
-from d2_cityscapes.evaluation.coco_matching import AREA_GROUPS, NUM_THRESHOLDS, CocoMatches
+from d2_cityscapes.evaluation.instances.coco_matching import (
+    AREA_GROUPS,
+    NUM_THRESHOLDS,
+    CocoMatches,
+)
 from d2_cityscapes.labels import LabelTable
 
 __all__ = ["BOX_SIZE_PROTOCOL", "PROTOCOL", "coco_scores"]

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from d2_cityscapes.data.instances import InstanceTable
-from d2_cityscapes.evaluation.rle import encode_crop, encode_mask
+from d2_cityscapes.evaluation.instances.rle import encode_crop, encode_mask
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.labels.instances import InstanceTable
 
 __all__ = [
     "AREA_GROUPS",

@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
-from d2_cityscapes.data.shards import ShardReader, open_shard
-from d2_cityscapes.evaluation.cityscapes_instances import (
+from d2_cityscapes.evaluation.instances.cityscapes import (
     PROTOCOL,
     CityscapesMatches,
     cityscapes_scores,
     match_masks,
 )
-from d2_cityscapes.evaluation.coco import coco_scores
-from d2_cityscapes.evaluation.coco_matching import (
+from d2_cityscapes.evaluation.instances.coco import coco_scores
+from d2_cityscapes.evaluation.instances.coco_matching import (
     CocoMatches,
     match_objects,
     predicted_objects,
     true_objects,
 )
-from d2_cityscapes.evaluation.map_scores import InvalidMapError
+from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
 from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once
+from d2_cityscapes.shards.reader import ShardReader, open_shard
 
 __all__ = ["CityscapesInstanceEvaluator", "InstanceEvaluator"]
 

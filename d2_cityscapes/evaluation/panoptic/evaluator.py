@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
-from d2_cityscapes.evaluation.map_scores import InvalidMapError
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
-from d2_cityscapes.evaluation.panoptic_report import panoptic_rows
+from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_panoptic
+from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
+from d2_cityscapes.evaluation.panoptic.report import panoptic_rows
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once, true_ids
 

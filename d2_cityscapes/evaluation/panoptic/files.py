@@ -13,9 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2_cityscapes.evaluation.coco_panoptic import read_coco_panoptic
-from d2_cityscapes.evaluation.map_files import IdMapFile, IdsPng, PanopticFileError, ShardRow
+from d2_cityscapes.evaluation.panoptic.map_files import (
+    IdMapFile,
+    IdsPng,
+    PanopticFileError,
+    ShardRow,
+)
 from d2_cityscapes.labels import CITYSCAPES, LabelClass, LabelTable
+from d2_cityscapes.sources.coco_panoptic import read_coco_panoptic
 
 __all__ = ["PanopticFiles", "find_panoptic_files", "image_name"]
 
@@ -130,7 +135,7 @@ def _find_jsons(path: Path) -> list[Path]:
 
 
 def _shard_splits(folder: Path, table: LabelTable) -> _Splits:
-    from d2_cityscapes.data.shards import read_index  # imports torch, which PNGs do not need
+    from d2_cityscapes.shards.reader import read_index  # imports torch, which PNGs do not need
 
     splits: _Splits = {}
     for shard in read_index(folder)["shards"]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_cityscapes.evaluation.map_scores import InvalidMapError
+from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
-from d2_cityscapes.modeling.fusion import best_classes
+from d2_cityscapes.layers.best_classes import best_classes
 
 __all__ = [
     "ids_of_detections",

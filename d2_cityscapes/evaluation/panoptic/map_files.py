@@ -64,6 +64,6 @@ class ShardRow:
         return f"{self.path}, record {self.row}"
 
     def read(self) -> np.ndarray:
-        from d2_cityscapes.data.shards import open_shard  # imports torch, which PNGs do not need
+        from d2_cityscapes.shards.reader import open_shard  # imports torch, which PNGs do not need
 
         return open_shard(self.path, self.table).instance_ids(self.row).numpy()

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.evaluation.map_scores import (
+from d2_cityscapes.evaluation.panoptic.map_scores import (
     InvalidMapError,
     MapScore,
     check_instance_ids,

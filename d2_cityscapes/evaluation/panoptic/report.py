@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
 from d2_cityscapes.labels import LabelClass
 

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from d2_cityscapes.evaluation.map_files import IdMapFile, PanopticFileError
-from d2_cityscapes.evaluation.map_scores import InvalidMapError
-from d2_cityscapes.evaluation.panoptic_files import PanopticFiles
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
+from d2_cityscapes.evaluation.panoptic.files import PanopticFiles
+from d2_cityscapes.evaluation.panoptic.map_files import IdMapFile, PanopticFileError
+from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 

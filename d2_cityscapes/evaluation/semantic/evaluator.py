@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2_cityscapes.evaluation.instance_ids import train_ids_of_sem_seg
-from d2_cityscapes.evaluation.map_scores import InvalidMapError
+from d2_cityscapes.evaluation.panoptic.instance_ids import train_ids_of_sem_seg
+from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
-from d2_cityscapes.evaluation.sem_seg import SemSegQuality
+from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
 from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once, true_ids
 
 __all__ = ["SemSegEvaluator"]

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.evaluation.map_scores import (
+from d2_cityscapes.evaluation.panoptic.map_scores import (
     InvalidMapError,
     MapScore,
     all_in,

@@ -8,7 +8,6 @@ Shape letters: H, W pixels.
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from PIL import Image
 
-from d2_cityscapes.evaluation.instance_ids import (
+from d2_cityscapes.evaluation.panoptic.instance_ids import (
     ids_of_panoptic,
     ids_of_train_ids,
     train_ids_of_sem_seg,
@@ -27,6 +25,7 @@ from d2_cityscapes.evaluation.instance_ids import (
 from d2_cityscapes.evaluation.shard_evaluator import each_once
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.png import write_picture
 
 __all__ = ["PanopticSubmissionWriter", "SemSegSubmissionWriter"]
 
@@ -49,7 +48,7 @@ class SemSegSubmissionWriter(DatasetEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             train_ids = train_ids_of_sem_seg(output["sem_seg"], self.table)
             label_ids = ids_of_train_ids(train_ids, self.table).astype(np.uint8)
-            _write_png(self.folder / f"{image['image_id']}_labelIds.png", label_ids)
+            write_picture(self.folder / f"{image['image_id']}_labelIds.png", label_ids)
 
     def evaluate(self) -> dict:
         return {}
@@ -84,7 +83,7 @@ class PanopticSubmissionWriter(DatasetEvaluator):
             panoptic, segments_info = output["panoptic_seg"]
             ids = ids_of_panoptic(panoptic.cpu().numpy(), segments_info, self.table)
             file_name = f"{image['image_id']}_panoptic.png"
-            _write_png(self.folder / file_name, _as_colors(ids))
+            write_picture(self.folder / file_name, _as_colors(ids))
             height, width = ids.shape
             self._entries[image["image_id"]] = (
                 {
@@ -124,9 +123,3 @@ class PanopticSubmissionWriter(DatasetEvaluator):
 def _as_colors(ids: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 picture of (H, W) ids, the low byte in red."""
     return np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
-    write_atomically(path, [buffer.getvalue()])

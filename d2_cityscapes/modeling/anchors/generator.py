@@ -15,7 +15,7 @@ from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, Defa
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
-from d2_cityscapes.modeling.anchor_clustering import (
+from d2_cityscapes.modeling.anchors.clustering import (
     DEFAULT_RATIOS,
     DEFAULT_SIZES,
     AnchorError,
@@ -25,9 +25,9 @@ from d2_cityscapes.modeling.anchor_clustering import (
     read_anchors,
     write_anchors,
 )
-from d2_cityscapes.modeling.anchor_plot import plot_anchors
-from d2_cityscapes.modeling.anchor_record import RECORD, REMEDY, anchor_difference, make_record
-from d2_cityscapes.modeling.joint_anchors import fit_jointly
+from d2_cityscapes.modeling.anchors.joint import fit_jointly
+from d2_cityscapes.modeling.anchors.plot import plot_anchors
+from d2_cityscapes.modeling.anchors.record import RECORD, REMEDY, anchor_difference, make_record
 
 __all__ = [
     "KMeansAnchorGenerator",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2_cityscapes.modeling.anchor_clustering import (
+from d2_cityscapes.modeling.anchors.clustering import (
     Anchors,
     anchor_quality,
     anchor_shapes,

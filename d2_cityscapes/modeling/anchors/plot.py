@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from d2_cityscapes.files import write_atomically
-from d2_cityscapes.modeling.anchor_clustering import (
+from d2_cityscapes.modeling.anchors.clustering import (
     DEFAULT_RATIOS,
     DEFAULT_SIZES,
     Anchors,

@@ -13,9 +13,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling.checkpointing import checkpoint_stages
-from d2_cityscapes.modeling.compilation import check_compiler, compile_dense_parts
-from d2_cityscapes.modeling.folded_norm import fold_frozen_norms
+from d2_cityscapes.modeling.execution.compilation import check_compiler, compile_dense_parts
+from d2_cityscapes.modeling.execution.folded_norm import fold_frozen_norms
+from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
 
 __all__ = ["set_dense_options", "use_channels_last"]
 

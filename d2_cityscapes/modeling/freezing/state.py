@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from d2_cityscapes.modeling.freeze import unwrap
+from d2_cityscapes.modeling.freezing.freeze import unwrap
 
 __all__ = ["checksums", "frozen_tensors", "norm_layers"]
 

@@ -13,15 +13,15 @@ Porzi et al., "Seamless Scene Segmentation", CVPR 2019:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.layers.best_classes import best_classes
 
-__all__ = ["best_classes", "fuse_panoptic"]
+__all__ = ["fuse_panoptic"]
 
 SegmentInfo = dict[str, Any]
 
@@ -74,26 +74,6 @@ def fuse_panoptic(
     for segment in things:
         lookup[void + rank_of[segment["instance_id"]]] = segment["id"]
     return _look_up(lookup, codes), things + stuff
-
-
-@torch.no_grad()
-def best_classes(scores: Iterable[Tensor]) -> Tensor:
-    """(H, W) uint8 class of the best score at each pixel, the first of equal ones.
-
-    A running maximum: the same as ``argmax(dim=0)``, which takes several times as long on the CPU,
-    and needs no more than one map at a time.
-
-    Args:
-        scores: (C, H, W), or one (H, W) map a class; up to 256 classes, no nan.
-    """
-    maps = iter(scores)
-    best = next(maps).clone()
-    classes = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-    for number, own in enumerate(maps, start=1):
-        # the larger number is always the later class, so that no pixel has to be chosen by a mask
-        torch.maximum(classes, (own > best).to(torch.uint8).mul_(number), out=classes)
-        torch.maximum(best, own, out=best)
-    return classes
 
 
 def _look_up(lookup: Tensor, codes: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.box_head import GIoUROIHeads
-from d2_cityscapes.modeling.seamless_layers import (
+from d2_cityscapes.modeling.panoptic.layers import (
     NormConvTranspose2d,
     NormLinear,
     init_layer,

@@ -18,7 +18,7 @@ from detectron2.structures import Instances, ROIMasks
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2_cityscapes.modeling.fusion import best_classes
+from d2_cityscapes.layers.best_classes import best_classes
 
 __all__ = ["paste_masks", "postprocess_instances", "resize_scores", "resize_to_labels"]
 

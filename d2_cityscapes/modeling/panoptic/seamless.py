@@ -12,13 +12,13 @@ from detectron2.structures import Instances
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
-from d2_cityscapes.modeling.fusion import fuse_panoptic
-from d2_cityscapes.modeling.panoptic_postprocessing import (
+from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
+from d2_cityscapes.modeling.panoptic.postprocessing import (
     postprocess_instances,
     resize_scores,
     resize_to_labels,
 )
-from d2_cityscapes.modeling.semantic_head import MiniDLSemSegHead
+from d2_cityscapes.modeling.panoptic.semantic_head import MiniDLSemSegHead
 
 __all__ = ["SeamlessPanoptic"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from d2_cityscapes.files import write_atomically
-from d2_cityscapes.search.confirm_table import ConfirmedTrial, by_mean
-from d2_cityscapes.search.plan import SearchPlan
+from d2_cityscapes.search.findings.confirm_table import ConfirmedTrial, by_mean
+from d2_cityscapes.search.space.plan import SearchPlan
 from d2_cityscapes.search.study import Search
 
 __all__ = ["write_best"]

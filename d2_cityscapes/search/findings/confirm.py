@@ -8,12 +8,12 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.folders import TrialJob, remove_checkpoints, write_job
-from d2_cityscapes.search.plan import SearchPlan
-from d2_cityscapes.search.process import read_outcome
 from d2_cityscapes.search.run import start_trial
+from d2_cityscapes.search.space.plan import SearchPlan
 from d2_cityscapes.search.study import SEARCH, Search
-from d2_cityscapes.search.workers import Process, Workers
+from d2_cityscapes.search.trials.folders import TrialJob, remove_checkpoints, write_job
+from d2_cityscapes.search.trials.process import read_outcome
+from d2_cityscapes.search.trials.workers import Process, Workers
 
 __all__ = ["run_again"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from d2_cityscapes.search.importance import finished_trials
+from d2_cityscapes.search.findings.importance import finished_trials
 
 __all__ = [
     "ConfirmedTrial",

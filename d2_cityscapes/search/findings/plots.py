@@ -18,8 +18,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from d2_cityscapes.search.importance import LEVEL, Importance, finished_trials, p_text
-from d2_cityscapes.search.summary import objective_label, state_text
+from d2_cityscapes.search.findings.importance import LEVEL, Importance, finished_trials, p_text
+from d2_cityscapes.search.findings.summary import objective_label, state_text
 
 __all__ = ["plot_search", "short_names"]
 

@@ -15,25 +15,24 @@ from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from d2_cityscapes.evaluation.page import (
+from d2_cityscapes.evaluation.results import package_versions
+from d2_cityscapes.files import write_atomically
+from d2_cityscapes.report.page import (
     escaped,
     facts_html,
     page_html,
     picture_url,
     table_html,
 )
-from d2_cityscapes.evaluation.results import package_versions
-from d2_cityscapes.files import write_atomically
-from d2_cityscapes.search.confirm_table import (
+from d2_cityscapes.search.findings.confirm_table import (
     ConfirmedTrial,
     confirm_cells,
     confirm_verdict,
     top_trials,
 )
-from d2_cityscapes.search.importance import Importance, importances
-from d2_cityscapes.search.plots import plot_search, short_names
-from d2_cityscapes.search.storage import shown
-from d2_cityscapes.search.summary import (
+from d2_cityscapes.search.findings.importance import Importance, importances
+from d2_cityscapes.search.findings.plots import plot_search, short_names
+from d2_cityscapes.search.findings.summary import (
     importance_verdict,
     objective_label,
     objective_name,
@@ -42,7 +41,8 @@ from d2_cityscapes.search.summary import (
     state_text,
     summary,
 )
-from d2_cityscapes.search.trial_queue import REASON
+from d2_cityscapes.search.trials.storage import shown
+from d2_cityscapes.search.trials.trial_queue import REASON
 
 __all__ = ["write_search_report"]
 

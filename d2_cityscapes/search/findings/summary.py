@@ -14,8 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from d2_cityscapes.search.confirm_table import top_trials
-from d2_cityscapes.search.importance import (
+from d2_cityscapes.search.findings.confirm_table import top_trials
+from d2_cityscapes.search.findings.importance import (
     LEVEL,
     MIN_TRIALS,
     Importance,
@@ -24,7 +24,7 @@ from d2_cityscapes.search.importance import (
     p_text,
     why_no_importances,
 )
-from d2_cityscapes.search.trial_queue import INTERRUPTED, REASON
+from d2_cityscapes.search.trials.trial_queue import INTERRUPTED, REASON
 
 __all__ = [
     "Luck",

@@ -11,9 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2_cityscapes.modeling.freeze import unwrap
+from d2_cityscapes.modeling.freezing.freeze import unwrap
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan import named_value, value_at
+from d2_cityscapes.search.space.plan import named_value, value_at
 
 __all__ = ["check_applied"]
 

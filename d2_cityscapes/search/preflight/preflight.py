@@ -23,14 +23,14 @@ from optuna.distributions import CategoricalDistribution
 from d2_cityscapes.engine.setup import check_weights_file, load_config
 from d2_cityscapes.engine.trainer import Trainer, setup
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling.anchors import resolve_anchors
-from d2_cityscapes.search.applied import check_applied
+from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan import SearchPlan
-from d2_cityscapes.search.process import Outcome, Report, TrialProcess, serve
-from d2_cityscapes.search.reach import differences, fingerprint
-from d2_cityscapes.search.space import Parameter, Space
-from d2_cityscapes.search.workers import Process, Workers
+from d2_cityscapes.search.preflight.applied import check_applied
+from d2_cityscapes.search.preflight.reach import differences, fingerprint
+from d2_cityscapes.search.space.plan import SearchPlan
+from d2_cityscapes.search.space.space import Parameter, Space
+from d2_cityscapes.search.trials.process import Outcome, Report, TrialProcess, serve
+from d2_cityscapes.search.trials.workers import Process, Workers
 
 __all__ = ["check_reach", "run_preflight", "start_preflight"]
 
@@ -39,7 +39,9 @@ _SHOWN = 2  # places named for each parameter
 _TRIES = 100  # samples, until the constraints let a parameter vary in one
 
 # Starts the process that builds the trainers: (folder, environment) -> process.
-start_preflight = partial(TrialProcess, [sys.executable, "-m", "d2_cityscapes.search.preflight"])
+start_preflight = partial(
+    TrialProcess, [sys.executable, "-m", "d2_cityscapes.search.preflight.preflight"]
+)
 
 
 def check_reach(

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.space import Space
+from d2_cityscapes.search.space.space import Space
 
 __all__ = [
     "VAL_LOSS",

@@ -13,13 +13,13 @@ import yaml
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan import (
+from d2_cityscapes.search.space.plan import (
     VAL_LOSS,
     Objective,
     SearchPlan,
     named_value,
 )
-from d2_cityscapes.search.space import parse_space
+from d2_cityscapes.search.space.space import parse_space
 
 __all__ = ["read_plan"]
 

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from d2_cityscapes.search.space import Space
+from d2_cityscapes.search.space.space import Space
 
 __all__ = ["FeasibleSampler"]
 

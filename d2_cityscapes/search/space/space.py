@@ -18,8 +18,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from d2_cityscapes.search.constraints import Constraint
 from d2_cityscapes.search.errors import SearchError
+from d2_cityscapes.search.space.constraints import Constraint
 
 __all__ = ["Parameter", "Space", "parse_space"]
 

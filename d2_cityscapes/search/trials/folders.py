@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan import Objective
-from d2_cityscapes.search.process import Outcome, read_outcome
+from d2_cityscapes.search.space.plan import Objective
+from d2_cityscapes.search.trials.process import Outcome, read_outcome
 
 __all__ = [
     "TrialFolders",

@@ -12,12 +12,12 @@ from detectron2.engine import HookBase
 from d2_cityscapes.engine.trainer import Trainer, setup
 from d2_cityscapes.engine.validation_loss import build_validation_loader, validation_losses
 from d2_cityscapes.evaluation.results import read_results
-from d2_cityscapes.modeling.freeze import unwrap
-from d2_cityscapes.search.applied import check_applied
+from d2_cityscapes.modeling.freezing.freeze import unwrap
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.folders import read_job
-from d2_cityscapes.search.plan import VAL_LOSS, Objective
-from d2_cityscapes.search.process import Pruned, Report, serve
+from d2_cityscapes.search.preflight.applied import check_applied
+from d2_cityscapes.search.space.plan import VAL_LOSS, Objective
+from d2_cityscapes.search.trials.folders import read_job
+from d2_cityscapes.search.trials.process import Pruned, Report, serve
 
 __all__ = ["ReportHook", "run_trial"]
 

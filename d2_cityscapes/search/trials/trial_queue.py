@@ -17,8 +17,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from d2_cityscapes.search.process import Outcome
-from d2_cityscapes.search.space import Space
+from d2_cityscapes.search.space.space import Space
+from d2_cityscapes.search.trials.process import Outcome
 
 __all__ = ["CONTINUES", "INTERRUPTED", "REASON", "AlreadyFinished", "TrialQueue"]
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.process import Outcome, Report
+from d2_cityscapes.search.trials.process import Outcome, Report
 
 __all__ = ["Process", "Workers", "worker_environments"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2_cityscapes.data.street.colors import Color
+from d2_cityscapes.synthetic.street.colors import Color
 
 __all__ = ["NEAR", "Camera", "Light", "convex_hull"]
 

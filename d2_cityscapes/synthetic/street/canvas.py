@@ -9,10 +9,10 @@ import numpy as np
 from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
 
-from d2_cityscapes.data.street.camera import Camera, Light
-from d2_cityscapes.data.street.sprites import Drawing, Polygon, Sprite, rasterize
-from d2_cityscapes.data.street.textures import noise_tile
 from d2_cityscapes.labels import INSTANCE_DIVISOR
+from d2_cityscapes.synthetic.street.camera import Camera, Light
+from d2_cityscapes.synthetic.street.sprites import Drawing, Polygon, Sprite, rasterize
+from d2_cityscapes.synthetic.street.textures import noise_tile
 
 __all__ = ["MIN_SHARE", "Canvas", "Paint", "clip_polygon", "draw_ids", "label_id_of", "min_visible"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2_cityscapes.data.street.colors import Color, mix, vary
-from d2_cityscapes.data.street.solids import LAMP, PLATE, RED, Flat, Model, Solid, box
+from d2_cityscapes.synthetic.street.colors import Color, mix, vary
+from d2_cityscapes.synthetic.street.solids import LAMP, PLATE, RED, Flat, Model, Solid, box
 
 __all__ = ["GLASS", "PAINTS", "car"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2_cityscapes.data.street.camera import Light
-from d2_cityscapes.data.street.colors import Color, pick, vary
-from d2_cityscapes.data.street.textures import blend, sample_plane, stripe
+from d2_cityscapes.synthetic.street.camera import Light
+from d2_cityscapes.synthetic.street.colors import Color, pick, vary
+from d2_cityscapes.synthetic.street.textures import blend, sample_plane, stripe
 
 __all__ = ["FacadeStyle", "facade"]
 

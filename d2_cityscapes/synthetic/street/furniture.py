@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from d2_cityscapes.data.street.camera import Camera, Light
-from d2_cityscapes.data.street.colors import Color, coin, pick, vary
-from d2_cityscapes.data.street.sprites import Drawing, capsule, ellipse, unit_circle
+from d2_cityscapes.synthetic.street.camera import Camera, Light
+from d2_cityscapes.synthetic.street.colors import Color, coin, pick, vary
+from d2_cityscapes.synthetic.street.sprites import Drawing, capsule, ellipse, unit_circle
 
 __all__ = ["FURNITURE"]
 

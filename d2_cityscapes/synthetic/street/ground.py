@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from d2_cityscapes.data.street.camera import convex_hull
-from d2_cityscapes.data.street.canvas import Canvas, Paint
-from d2_cityscapes.data.street.colors import Color, vary
-from d2_cityscapes.data.street.street import LANE, Street
-from d2_cityscapes.data.street.textures import TILE, blend, stripe
+from d2_cityscapes.synthetic.street.camera import convex_hull
+from d2_cityscapes.synthetic.street.canvas import Canvas, Paint
+from d2_cityscapes.synthetic.street.colors import Color, vary
+from d2_cityscapes.synthetic.street.street import LANE, Street
+from d2_cityscapes.synthetic.street.textures import TILE, blend, stripe
 
 __all__ = ["add_ground"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2_cityscapes.data.street.camera import Camera
-from d2_cityscapes.data.street.canvas import Canvas, Paint
-from d2_cityscapes.data.street.colors import Color, pick
-from d2_cityscapes.data.street.facades import FacadeStyle, facade
-from d2_cityscapes.data.street.furniture import FURNITURE
-from d2_cityscapes.data.street.street import Plot, Street
-from d2_cityscapes.data.street.textures import (
+from d2_cityscapes.synthetic.street.camera import Camera
+from d2_cityscapes.synthetic.street.canvas import Canvas, Paint
+from d2_cityscapes.synthetic.street.colors import Color, pick
+from d2_cityscapes.synthetic.street.facades import FacadeStyle, facade
+from d2_cityscapes.synthetic.street.furniture import FURNITURE
+from d2_cityscapes.synthetic.street.street import Plot, Street
+from d2_cityscapes.synthetic.street.textures import (
     TILE,
     boards,
     cloudy_sky,

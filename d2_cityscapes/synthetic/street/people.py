@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d2_cityscapes.data.street.camera import Camera, Light
-from d2_cityscapes.data.street.colors import Color, coin, vary
-from d2_cityscapes.data.street.sprites import Drawing, capsule, ellipse
+from d2_cityscapes.synthetic.street.camera import Camera, Light
+from d2_cityscapes.synthetic.street.colors import Color, coin, vary
+from d2_cityscapes.synthetic.street.sprites import Drawing, capsule, ellipse
 
 __all__ = [
     "CLOTHES",

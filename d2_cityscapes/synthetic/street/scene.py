@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2_cityscapes.data.street.canvas import Canvas, draw_ids
-from d2_cityscapes.data.street.colors import Color, pick
-from d2_cityscapes.data.street.ground import add_ground
-from d2_cityscapes.data.street.houses import add_backdrop, add_plots, add_sky
-from d2_cityscapes.data.street.sprites import Drawing, Polygon
-from d2_cityscapes.data.street.street import Street, back_to_front, sample_street
-from d2_cityscapes.data.street.traffic import populate
+from d2_cityscapes.synthetic.street.canvas import Canvas, draw_ids
+from d2_cityscapes.synthetic.street.colors import Color, pick
+from d2_cityscapes.synthetic.street.ground import add_ground
+from d2_cityscapes.synthetic.street.houses import add_backdrop, add_plots, add_sky
+from d2_cityscapes.synthetic.street.sprites import Drawing, Polygon
+from d2_cityscapes.synthetic.street.street import Street, back_to_front, sample_street
+from d2_cityscapes.synthetic.street.traffic import populate
 
 __all__ = ["Scene", "render_scene"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from d2_cityscapes.data.street.camera import NEAR, Camera, Light, convex_hull
-from d2_cityscapes.data.street.colors import Color, mix
-from d2_cityscapes.data.street.sprites import Drawing, unit_circle
+from d2_cityscapes.synthetic.street.camera import NEAR, Camera, Light, convex_hull
+from d2_cityscapes.synthetic.street.colors import Color, mix
+from d2_cityscapes.synthetic.street.sprites import Drawing, unit_circle
 
 __all__ = ["LAMP", "PLATE", "RED", "Face", "Flat", "Model", "Solid", "box", "paint_model"]
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from d2_cityscapes.data.street.camera import Light
-from d2_cityscapes.data.street.colors import Color
+from d2_cityscapes.synthetic.street.camera import Light
+from d2_cityscapes.synthetic.street.colors import Color
 
 __all__ = [
     "Drawing",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from d2_cityscapes.data.street.camera import Camera, Light
-from d2_cityscapes.data.street.sprites import Drawing
+from d2_cityscapes.synthetic.street.camera import Camera, Light
+from d2_cityscapes.synthetic.street.sprites import Drawing
 
 __all__ = ["LANE", "Part", "Plot", "Prop", "Side", "Street", "back_to_front", "sample_street"]
 

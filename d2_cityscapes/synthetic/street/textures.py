@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from d2_cityscapes.data.street.camera import Camera, Light
+from d2_cityscapes.synthetic.street.camera import Camera, Light
 
 __all__ = [
     "TILE",

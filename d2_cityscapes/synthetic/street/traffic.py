@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from d2_cityscapes.data.street.colors import coin, pick
-from d2_cityscapes.data.street.furniture import FURNITURE
-from d2_cityscapes.data.street.people import person
-from d2_cityscapes.data.street.solids import paint_model
-from d2_cityscapes.data.street.sprites import Drawing
-from d2_cityscapes.data.street.street import Part, Prop, Street
-from d2_cityscapes.data.street.two_wheelers import bicycle, motorcycle, rider
-from d2_cityscapes.data.street.vehicles import VEHICLES
+from d2_cityscapes.synthetic.street.colors import coin, pick
+from d2_cityscapes.synthetic.street.furniture import FURNITURE
+from d2_cityscapes.synthetic.street.people import person
+from d2_cityscapes.synthetic.street.solids import paint_model
+from d2_cityscapes.synthetic.street.sprites import Drawing
+from d2_cityscapes.synthetic.street.street import Part, Prop, Street
+from d2_cityscapes.synthetic.street.two_wheelers import bicycle, motorcycle, rider
+from d2_cityscapes.synthetic.street.vehicles import VEHICLES
 
 __all__ = ["populate"]
 

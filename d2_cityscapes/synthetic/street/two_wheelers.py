@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from d2_cityscapes.data.street.camera import Camera, Light
-from d2_cityscapes.data.street.colors import Color, vary
-from d2_cityscapes.data.street.people import (
+from d2_cityscapes.synthetic.street.camera import Camera, Light
+from d2_cityscapes.synthetic.street.colors import Color, vary
+from d2_cityscapes.synthetic.street.people import (
     CLOTHES,
     PAINT,
     SKIN,
@@ -18,7 +18,7 @@ from d2_cityscapes.data.street.people import (
     Point,
     paint_head,
 )
-from d2_cityscapes.data.street.sprites import Drawing
+from d2_cityscapes.synthetic.street.sprites import Drawing
 
 __all__ = ["bicycle", "motorcycle", "rider"]
 

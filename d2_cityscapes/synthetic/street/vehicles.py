@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from d2_cityscapes.data.street.cars import GLASS, PAINTS, car
-from d2_cityscapes.data.street.colors import Color, mix, pick, vary
-from d2_cityscapes.data.street.solids import LAMP, PLATE, RED, Face, Model, Solid, box
+from d2_cityscapes.synthetic.street.cars import GLASS, PAINTS, car
+from d2_cityscapes.synthetic.street.colors import Color, mix, pick, vary
+from d2_cityscapes.synthetic.street.solids import LAMP, PLATE, RED, Face, Model, Solid, box
 
 __all__ = ["VEHICLES"]
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine import trainer as trainer_module
-from d2_cityscapes.engine.averaging import AveragingHook
+from d2_cityscapes.engine.checkpoints.averaging import AveragingHook
 from d2_cityscapes.engine.trainer import Trainer, evaluate, setup, train
 
 FREEZE = ["MODEL.FREEZE.MODULES", '["backbone"]',

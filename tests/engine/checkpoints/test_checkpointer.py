@@ -11,11 +11,11 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from d2_cityscapes.engine.checkpoint import Checkpointer, CheckpointError
+from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer, CheckpointError
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.trainer import Trainer, evaluate, setup, train
-from d2_cityscapes.modeling.anchor_clustering import AnchorError
-from d2_cityscapes.modeling.anchors import fit_anchors
+from d2_cityscapes.modeling.anchors.clustering import AnchorError
+from d2_cityscapes.modeling.anchors.generator import fit_anchors
 
 
 class Model(nn.Module):

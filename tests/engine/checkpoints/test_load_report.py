@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from d2_cityscapes.engine.load_report import LoadReport, shortened
+from d2_cityscapes.engine.checkpoints.load_report import LoadReport, shortened
 
 
 def _report(**fields) -> LoadReport:

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine import trainer as trainer_module
-from d2_cityscapes.engine.resume import check_freeze_settings, freeze_settings
+from d2_cityscapes.engine.checkpoints.resume import check_freeze_settings, freeze_settings
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.trainer import Trainer, setup, train
-from d2_cityscapes.modeling.freeze import FreezeError
+from d2_cityscapes.modeling.freezing.freeze import FreezeError
 
 SCHEDULE = '[[2, ["backbone.fpn_*"]], [3, ["backbone.bottom_up.res5"]]]'
 FREEZE = ["MODEL.FREEZE.MODULES", '["backbone"]', "MODEL.FREEZE.SCHEDULE", SCHEDULE]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.utils.events import EventStorage
 from torch import nn
 
-from d2_cityscapes.engine.nonfinite import NonFiniteError
-from d2_cityscapes.engine.training_step import TrainingStep
+from d2_cityscapes.engine.step.nonfinite import NonFiniteError
+from d2_cityscapes.engine.step.training_step import TrainingStep
+
+runs = runpy.run_path(str(Path(__file__).with_name("step_runs.py")))
+sgd, run, state_of, assert_equal = (runs[n] for n in ("sgd", "run", "state_of", "assert_equal"))
 
 NAN = float("nan")
 
@@ -46,36 +51,6 @@ def images(*spoilt: int, value: float = NAN) -> list[list[dict]]:
         ]
         for n, pair in enumerate(data.split(2))
     ]
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-
-def run(trainer: SimpleTrainer, iterations: int, start: int = 0) -> list[dict[str, float]]:
-    """Train, and return what each iteration logs."""
-    logged = []
-    with EventStorage(start) as storage:
-        for trainer.iter in range(start, start + iterations):
-            storage.iter = trainer.iter
-            trainer.run_step()
-            now = {name: v for name, (v, i) in storage.latest().items() if i == trainer.iter}
-            logged.append({name: v for name, v in now.items() if "time" not in name})
-    return logged
-
-
-def state_of(trainer: SimpleTrainer) -> dict[str, torch.Tensor]:
-    """Weights, norm statistics and momenta, copied."""
-    momenta = {
-        f"momentum.{i}": state["momentum_buffer"]
-        for i, state in trainer.optimizer.state_dict()["state"].items()
-    }
-    return {k: v.clone() for k, v in (trainer.model.state_dict() | momenta).items()}
-
-
-def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert [name for name in a if not a[name].equal(b[name])] == []
 
 
 def skipping(batches: list[list[dict]], limit: int, **options) -> TrainingStep:

@@ -9,9 +9,9 @@ from detectron2.solver import build_optimizer as build_detectron2_optimizer
 from torch import nn
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-from d2_cityscapes.engine.optimizer import build_optimizer
 from d2_cityscapes.engine.setup import ConfigError, load_config
-from d2_cityscapes.modeling.freeze import freeze_modules
+from d2_cityscapes.engine.step.optimizer import build_optimizer
+from d2_cityscapes.modeling.freezing.freeze import freeze_modules
 
 
 def _model() -> nn.Module:

@@ -22,7 +22,7 @@ from torch import Tensor
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.engine import trainer as trainer_module
-from d2_cityscapes.engine.prefetch import Prefetcher, map_tensors
+from d2_cityscapes.engine.step.prefetch import Prefetcher, map_tensors
 from d2_cityscapes.structures import IdMapMasks
 
 SECONDS = 20  # until what another thread should do has failed
@@ -345,7 +345,7 @@ def train_for_ever() -> None:
 
 
 if __name__ == "__main__":
-    from d2_cityscapes.cli import run
+    from d2_cityscapes.errors import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     run(train_for_ever)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from d2_cityscapes.engine.schedules import PlateauHook, build_lr_scheduler, check_schedule
 from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.engine.step.schedules import PlateauHook, build_lr_scheduler, check_schedule
 from d2_cityscapes.engine.trainer import Trainer, setup
 from d2_cityscapes.engine.validation_loss import ValidationLossHook
 

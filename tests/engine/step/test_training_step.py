@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import runpy
 from argparse import Namespace
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine import trainer as trainer_module
-from d2_cityscapes.engine.nonfinite import NonFiniteError
-from d2_cityscapes.engine.optimizer import build_optimizer
 from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.engine.step.nonfinite import NonFiniteError
+from d2_cityscapes.engine.step.optimizer import build_optimizer
+from d2_cityscapes.engine.step.training_step import TrainingStep, build_training_step
 from d2_cityscapes.engine.trainer import Trainer, setup, train
-from d2_cityscapes.engine.training_step import TrainingStep, build_training_step
+
+runs = runpy.run_path(str(Path(__file__).with_name("step_runs.py")))
+sgd, run, state_of, assert_equal = (runs[n] for n in ("sgd", "run", "state_of", "assert_equal"))
 
 DATA = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
 
@@ -41,36 +45,6 @@ class Model(nn.Module):
         if batch.isinf().any():
             raise FloatingPointError("as Detectron2's RPN does it")
         return {"loss_a": found.square().mean(), "loss_b": found.abs().mean()}
-
-
-def sgd(model: nn.Module, **options) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **options)
-
-
-def run(trainer: SimpleTrainer, iterations: int, start: int = 0) -> list[dict[str, float]]:
-    """Train, and return what each iteration logs."""
-    logged = []
-    with EventStorage(start) as storage:
-        for trainer.iter in range(start, start + iterations):
-            storage.iter = trainer.iter
-            trainer.run_step()
-            now = {name: v for name, (v, i) in storage.latest().items() if i == trainer.iter}
-            logged.append({name: v for name, v in now.items() if "time" not in name})
-    return logged
-
-
-def state_of(trainer: SimpleTrainer) -> dict[str, torch.Tensor]:
-    """Weights, norm statistics and momenta, copied."""
-    momenta = {
-        f"momentum.{i}": state["momentum_buffer"]
-        for i, state in trainer.optimizer.state_dict()["state"].items()
-    }
-    return {k: v.clone() for k, v in (trainer.model.state_dict() | momenta).items()}
-
-
-def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert [name for name in a if not a[name].equal(b[name])] == []
 
 
 @pytest.fixture

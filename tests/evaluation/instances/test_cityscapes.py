@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2_cityscapes.data.instances import find_instances
-from d2_cityscapes.evaluation.cityscapes_instances import cityscapes_scores, match_masks
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.evaluation.instances.cityscapes import cityscapes_scores, match_masks
+from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances
 
 SIZE = (64, 128)
 PERSON, RIDER, CAR = 0, 1, 2  # thing ids

@@ -17,15 +17,15 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from d2_cityscapes.data.instances import find_instances
-from d2_cityscapes.evaluation.coco import BOX_SIZE_PROTOCOL, PROTOCOL, coco_scores
-from d2_cityscapes.evaluation.coco_matching import (
+from d2_cityscapes.evaluation.instances.coco import BOX_SIZE_PROTOCOL, PROTOCOL, coco_scores
+from d2_cityscapes.evaluation.instances.coco_matching import (
     CocoObjects,
     match_objects,
     predicted_objects,
     true_objects,
 )
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances
 
 SIZE = (160, 320)  # objects of all three COCO sizes fit
 

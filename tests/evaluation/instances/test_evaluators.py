@@ -12,17 +12,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
-from d2_cityscapes.data.instances import find_instances
 from d2_cityscapes.data.register import register_cityscapes_shards
-from d2_cityscapes.data.shard_writer import write_shards
-from d2_cityscapes.data.shards import open_shard
-from d2_cityscapes.evaluation.cityscapes_instances import cityscapes_scores, match_masks
-from d2_cityscapes.evaluation.instance_evaluators import (
+from d2_cityscapes.evaluation.instances.cityscapes import cityscapes_scores, match_masks
+from d2_cityscapes.evaluation.instances.evaluators import (
     CityscapesInstanceEvaluator,
     InstanceEvaluator,
 )
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances
+from d2_cityscapes.shards.reader import open_shard
+from d2_cityscapes.shards.writer import write_shards
 
 NAME = "instance_evaluator_scenes"
 SIZE = (64, 128)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as mask_api
 
-from d2_cityscapes.evaluation.rle import encode_crop, encode_mask, mask_box
+from d2_cityscapes.evaluation.instances.rle import encode_crop, encode_mask, mask_box
 
 SIZE = (7, 9)
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.evaluation.map_files import IdsPng, PanopticFileError
-from d2_cityscapes.evaluation.panoptic_files import find_panoptic_files, image_name
+from d2_cityscapes.evaluation.panoptic.files import find_panoptic_files, image_name
+from d2_cityscapes.evaluation.panoptic.map_files import IdsPng, PanopticFileError
 from d2_cityscapes.png import PngError
+from d2_cityscapes.sources.errors import SourceError
 
 IDS = np.array([[7, 7, 26], [26001, 0, 33999]], dtype=np.uint16)
 A, B = "aachen_000000_000019", "aachen_000001_000019"
@@ -128,7 +129,7 @@ def test_folders_may_be_links(tmp_path: Path) -> None:
 
 
 def error(path: Path, **options: object) -> str:
-    with pytest.raises(PanopticFileError) as caught:
+    with pytest.raises((PanopticFileError, SourceError)) as caught:
         found(path, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)

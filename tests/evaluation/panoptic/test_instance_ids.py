@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2_cityscapes.evaluation.instance_ids import (
+from d2_cityscapes.evaluation.panoptic.instance_ids import (
     ids_of_detections,
     ids_of_panoptic,
     ids_of_train_ids,
 )
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
+from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError
 
 
 def test_panoptic_segments_become_instances_in_their_order() -> None:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.panoptic_quality import STATE_ROWS, PanopticQuality
+from d2_cityscapes.evaluation.panoptic.quality import STATE_ROWS, PanopticQuality
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "panoptic_quality.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "panoptic_quality.npz"
 ROAD, SKY, PERSON, CAR = 0, 10, 11, 13  # train ids
 seeds = st.integers(0, 10_000)
 

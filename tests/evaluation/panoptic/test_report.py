@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
-from d2_cityscapes.evaluation.panoptic_report import format_panoptic, panoptic_rows
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
+from d2_cityscapes.evaluation.panoptic.report import format_panoptic, panoptic_rows
 
 
 @pytest.fixture

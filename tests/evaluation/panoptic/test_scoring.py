@@ -17,9 +17,9 @@ from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.panoptic_files import PanopticFiles, find_panoptic_files
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
-from d2_cityscapes.evaluation.panoptic_scoring import missing_predictions, score_files
+from d2_cityscapes.evaluation.panoptic.files import PanopticFiles, find_panoptic_files
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
+from d2_cityscapes.evaluation.panoptic.scoring import missing_predictions, score_files
 from d2_cityscapes.labels import CITYSCAPES
 
 IMAGES = 12

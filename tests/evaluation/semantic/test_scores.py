@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2_cityscapes.evaluation.panoptic_quality import InvalidMapError
-from d2_cityscapes.evaluation.sem_seg import BENCHMARKS, SemSegQuality
+from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError
+from d2_cityscapes.evaluation.semantic.scores import BENCHMARKS, SemSegQuality
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 
 ROAD, CAR, TRUCK, PERSON, VOID = 0, 13, 14, 11, 255

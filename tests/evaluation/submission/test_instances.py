@@ -14,14 +14,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from d2_cityscapes.data.instances import find_instances
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.cityscapes_instances import cityscapes_scores, match_masks
-from d2_cityscapes.evaluation.submission_instances import (
+from d2_cityscapes.evaluation.instances.cityscapes import cityscapes_scores, match_masks
+from d2_cityscapes.evaluation.submission.instances import (
     InstanceSubmissionWriter,
     write_instance_submission,
 )
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.instances import find_instances
 
 SIZE = (48, 96)
 NAME = "town_000000_000019_leftImg8bit.png"

@@ -17,11 +17,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2_cityscapes.data.register import register_cityscapes_shards
-from d2_cityscapes.data.shard_writer import write_shards
-from d2_cityscapes.evaluation.panoptic_quality import PanopticQuality
-from d2_cityscapes.evaluation.sem_seg import SemSegQuality
-from d2_cityscapes.evaluation.submission import PanopticSubmissionWriter, SemSegSubmissionWriter
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
+from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
+from d2_cityscapes.evaluation.submission.writer import (
+    PanopticSubmissionWriter,
+    SemSegSubmissionWriter,
+)
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.shards.writer import write_shards
 
 NAME = "submission_scenes"
 SIZE = (48, 96)

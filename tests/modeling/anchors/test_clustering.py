@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-from d2_cityscapes.modeling.anchor_clustering import (
+from d2_cityscapes.modeling.anchors.clustering import (
     DEFAULT_RATIOS,
     DEFAULT_SIZES,
     AnchorError,
@@ -78,7 +78,7 @@ def test_best_iou_by_hand():
 def test_best_iou_in_chunks(monkeypatch):
     shapes, anchors = shapes_around(SIZES, RATIOS, number=103), anchor_shapes(SIZES, RATIOS)
     whole = best_shape_iou(shapes, anchors)
-    monkeypatch.setattr("d2_cityscapes.modeling.anchor_clustering._CHUNK", 10)
+    monkeypatch.setattr("d2_cityscapes.modeling.anchors.clustering._CHUNK", 10)
     np.testing.assert_array_equal(best_shape_iou(shapes, anchors), whole)
     assert best_shape_iou(shapes[:0], anchors).shape == (0,)
 

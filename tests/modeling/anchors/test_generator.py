@@ -13,13 +13,13 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import BoxMode
 
 import d2_cityscapes as d2c
-from d2_cityscapes.modeling.anchor_clustering import (
+from d2_cityscapes.modeling.anchors.clustering import (
     AnchorError,
     anchor_shapes,
     read_anchors,
     write_anchors,
 )
-from d2_cityscapes.modeling.anchors import (
+from d2_cityscapes.modeling.anchors.generator import (
     KMeansAnchorGenerator,
     fit_anchors,
     network_shapes,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_cityscapes.modeling.anchor_clustering import (
+from d2_cityscapes.modeling.anchors.clustering import (
     Anchors,
     anchor_quality,
     anchor_shapes,
@@ -13,7 +13,7 @@ from d2_cityscapes.modeling.anchor_clustering import (
     best_shape_iou,
     cluster_shapes,
 )
-from d2_cityscapes.modeling.joint_anchors import fit_jointly
+from d2_cityscapes.modeling.anchors.joint import fit_jointly
 
 # Small boxes stand, large ones lie: one set of ratios cannot serve all levels.
 SIZES = (12.0, 40.0, 130.0)

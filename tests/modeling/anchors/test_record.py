@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-from d2_cityscapes.modeling.anchor_record import (
+from d2_cityscapes.modeling.anchors.record import (
     anchor_difference,
     describe_record,
     find_records,

@@ -14,10 +14,10 @@ from torch import nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.mini_dl import MiniDL
-from d2_cityscapes.modeling.checkpointing import checkpoint_stages
-from d2_cityscapes.modeling.compilation import check_compiler, compile_dense_parts
-from d2_cityscapes.modeling.dense import use_channels_last
-from d2_cityscapes.modeling.folded_norm import fold_frozen_norms
+from d2_cityscapes.modeling.execution.compilation import check_compiler, compile_dense_parts
+from d2_cityscapes.modeling.execution.dense import use_channels_last
+from d2_cityscapes.modeling.execution.folded_norm import fold_frozen_norms
+from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling import dense
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.modeling.dense import set_dense_options, use_channels_last
+from d2_cityscapes.modeling.execution import dense
+from d2_cityscapes.modeling.execution.dense import set_dense_options, use_channels_last
 
 FOLD, LAST, CHECKPOINT = "FOLD_FROZEN_NORM", "CHANNELS_LAST", "ACTIVATION_CHECKPOINTING"
 

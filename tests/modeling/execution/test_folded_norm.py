@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling.folded_norm import fold_frozen_norms
+from d2_cityscapes.modeling.execution.folded_norm import fold_frozen_norms
 
 
 def randomised(norm: FrozenBatchNorm2d) -> FrozenBatchNorm2d:

@@ -14,8 +14,8 @@ from torchvision.models import resnet18
 from torchvision.models._utils import IntermediateLayerGetter
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling.checkpointing import checkpoint_stages
-from d2_cityscapes.modeling.seamless_backbone import LeakyBlock
+from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
+from d2_cityscapes.modeling.panoptic.backbone import LeakyBlock
 
 
 class NoisyBlock(CNNBlockBase):

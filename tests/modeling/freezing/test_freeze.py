@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from d2_cityscapes.modeling.freeze import (
+from d2_cityscapes.modeling.freezing.freeze import (
     FreezeError,
     find_modules,
     freeze_modules,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2_cityscapes.modeling.frozen_state import checksums, frozen_tensors, norm_layers
+from d2_cityscapes.modeling.freezing.state import checksums, frozen_tensors, norm_layers
 
 
 def make_model() -> nn.Sequential:

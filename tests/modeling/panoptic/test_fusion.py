@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2_cityscapes.evaluation.instance_ids import ids_of_panoptic
+from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_panoptic
 from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.modeling.fusion import best_classes, fuse_panoptic
+from d2_cityscapes.modeling.panoptic.fusion import best_classes, fuse_panoptic
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "panoptic_fusion.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "panoptic_fusion.npz"
 ROAD, SIDEWALK, BUILDING, CAR = 0, 1, 2, 13
 PERSON_THING, CAR_THING = 0, 2
 

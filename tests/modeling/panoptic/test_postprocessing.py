@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from d2_cityscapes.evaluation.instance_ids import train_ids_of_sem_seg
+from d2_cityscapes.evaluation.panoptic.instance_ids import train_ids_of_sem_seg
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.modeling.panoptic_postprocessing import (
+from d2_cityscapes.modeling.panoptic.postprocessing import (
     paste_masks,
     postprocess_instances,
     resize_scores,
     resize_to_labels,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "panoptic_fusion.npz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "panoptic_fusion.npz"
 
 
 def generator(seed: int) -> torch.Generator:

@@ -7,8 +7,8 @@ from detectron2.utils.events import EventStorage
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.modeling.fusion import fuse_panoptic
-from d2_cityscapes.modeling.seamless import SeamlessPanoptic
+from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
+from d2_cityscapes.modeling.panoptic.seamless import SeamlessPanoptic
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.layers import bootstrapped_cross_entropy
 from d2_cityscapes.modeling.build import build_model
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SEAMLESS = "panoptic/seamless_R_50_FPN.yaml"
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 

@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from d2_cityscapes.search.confirm_table import (
+from d2_cityscapes.search.findings.confirm_table import (
     ConfirmedTrial,
     confirm_table,
     confirm_verdict,

@@ -12,7 +12,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from d2_cityscapes.search.importance import (
+from d2_cityscapes.search.findings.importance import (
     LEVEL,
     Importance,
     _compare,

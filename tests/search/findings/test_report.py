@@ -21,11 +21,11 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from d2_cityscapes.search.confirm_table import ConfirmedTrial
-from d2_cityscapes.search.importance import Importance, Score
-from d2_cityscapes.search.plots import plot_search, short_names
-from d2_cityscapes.search.report import write_search_report
-from d2_cityscapes.search.summary import luck, summary
+from d2_cityscapes.search.findings.confirm_table import ConfirmedTrial
+from d2_cityscapes.search.findings.importance import Importance, Score
+from d2_cityscapes.search.findings.plots import plot_search, short_names
+from d2_cityscapes.search.findings.report import write_search_report
+from d2_cityscapes.search.findings.summary import luck, summary
 
 RATE, THRESHOLD = "SOLVER.BASE_LR", "MODEL.RPN.IOU_THRESHOLDS[0]"
 FREEZE, BATCH = "MODEL.FREEZE.MODULES", "SOLVER.IMS_PER_BATCH"

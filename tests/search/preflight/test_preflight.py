@@ -10,10 +10,10 @@ import torch
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.plan_file import read_plan
-from d2_cityscapes.search.preflight import check_reach, run_preflight
-from d2_cityscapes.search.process import Outcome
-from d2_cityscapes.search.reach import differences, fingerprint
+from d2_cityscapes.search.preflight.preflight import check_reach, run_preflight
+from d2_cityscapes.search.preflight.reach import differences, fingerprint
+from d2_cityscapes.search.space.plan_file import read_plan
+from d2_cityscapes.search.trials.process import Outcome
 
 pytestmark = pytest.mark.usefixtures("datasets")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from d2_cityscapes.search.constraints import Constraint
 from d2_cityscapes.search.errors import SearchError
+from d2_cityscapes.search.space.constraints import Constraint
 
 VALUES = {"A.LOW[0]": 0.2, "A.LOW[1]": 0.5, "B": 3, "C": 0}
 

@@ -6,7 +6,7 @@ import pytest
 
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.search.plan_file import read_plan
+from d2_cityscapes.search.space.plan_file import read_plan
 
 VALUES = {
     "MODEL.RPN.IOU_THRESHOLDS[0]": 0.25,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.space import parse_space
+from d2_cityscapes.search.space.space import parse_space
 
 ENTRIES = {
     "A.RATE": {"type": "log", "low": 1e-5, "high": 1e-2},

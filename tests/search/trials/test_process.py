@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from d2_cityscapes.search.process import Outcome, TrialProcess, read_outcome
+from d2_cityscapes.search.trials.process import Outcome, TrialProcess, read_outcome
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def start(tmp_path):
             "os.environ['D2_CITYSCAPES_PLAIN'] = '1'\n"
             "from d2_cityscapes.errors import D2CityscapesError\n"
             "from d2_cityscapes.search.errors import SearchError\n"
-            "from d2_cityscapes.search.process import Pruned, serve\n"
+            "from d2_cityscapes.search.trials.process import Pruned, serve\n"
             "def run(folder, report):\n"
             + textwrap.indent(textwrap.dedent(body), "    ")
             + "\nserve(run)\n"
@@ -116,7 +116,7 @@ def test_it_ends_with_whoever_started_it(tmp_path):
     trial.write_text(
         "import os; os.environ['D2_CITYSCAPES_PLAIN'] = '1'\n"
         "import subprocess, time\n"
-        "from d2_cityscapes.search.process import serve\n"
+        "from d2_cityscapes.search.trials.process import serve\n"
         "def run(folder, report):\n"
         "    child = subprocess.Popen(['sleep', '60'])\n"
         "    (folder / 'pids.new').write_text(f'{os.getpid()} {child.pid}')\n"
@@ -129,7 +129,7 @@ def test_it_ends_with_whoever_started_it(tmp_path):
             sys.executable, "-c",
             "import os, sys; os.environ['D2_CITYSCAPES_PLAIN'] = '1'\n"
             "from pathlib import Path\n"
-            "from d2_cityscapes.search.process import TrialProcess\n"
+            "from d2_cityscapes.search.trials.process import TrialProcess\n"
             f"process = TrialProcess([sys.executable, {str(trial)!r}], "
             f"Path({str(tmp_path)!r}), os.environ)\n"
             "process.wait(lambda *_: False)",

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from d2_cityscapes.search.plan_file import read_plan
 from d2_cityscapes.search.run import run_search
+from d2_cityscapes.search.space.plan_file import read_plan
 from d2_cityscapes.search.study import load_search, open_search
 
-SCRIPT = Path(__file__).with_name("cheap_search.py")
+SCRIPT = Path(__file__).parents[1] / "cheap_search.py"
 
 
 @pytest.fixture

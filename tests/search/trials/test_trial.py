@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from d2_cityscapes.engine.trainer import Trainer
-from d2_cityscapes.search.applied import check_applied
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.folders import TrialFolders, TrialJob
-from d2_cityscapes.search.plan_file import read_plan
-from d2_cityscapes.search.process import Pruned
-from d2_cityscapes.search.trial import run_trial
+from d2_cityscapes.search.preflight.applied import check_applied
+from d2_cityscapes.search.space.plan_file import read_plan
+from d2_cityscapes.search.trials.folders import TrialFolders, TrialJob
+from d2_cityscapes.search.trials.process import Pruned
+from d2_cityscapes.search.trials.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("datasets")
 

@@ -11,10 +11,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from d2_cityscapes.search.process import Outcome
-from d2_cityscapes.search.sampling import FeasibleSampler
-from d2_cityscapes.search.space import parse_space
-from d2_cityscapes.search.trial_queue import TrialQueue
+from d2_cityscapes.search.space.sampling import FeasibleSampler
+from d2_cityscapes.search.space.space import parse_space
+from d2_cityscapes.search.trials.process import Outcome
+from d2_cityscapes.search.trials.trial_queue import TrialQueue
 
 SPACE = parse_space(
     {
@@ -89,7 +89,7 @@ def test_running_trials_hold_their_places(queue):
 
 def test_many_workers_at_once_make_no_trial_too_many(queue, study, monkeypatch):
     names = iter("abcd")
-    monkeypatch.setattr("d2_cityscapes.search.trial_queue._machine", lambda: next(names))
+    monkeypatch.setattr("d2_cityscapes.search.trials.trial_queue._machine", lambda: next(names))
 
     def work(q):
         while q.finished() < 5:
@@ -135,7 +135,7 @@ def test_an_outcome_that_nobody_told_is_told(queue, study, dead_worker):
 
 
 def test_a_worker_elsewhere_is_waited_for_until_its_heart_stops(queue, study, monkeypatch):
-    monkeypatch.setattr("d2_cityscapes.search.trial_queue._machine", lambda: "elsewhere")
+    monkeypatch.setattr("d2_cityscapes.search.trials.trial_queue._machine", lambda: "elsewhere")
     away = queue(heartbeat=30.0)
     trial = away.next()
     monkeypatch.undo()
@@ -149,7 +149,7 @@ def test_a_worker_elsewhere_is_waited_for_until_its_heart_stops(queue, study, mo
 
 
 def test_a_released_trial_goes_on_at_once(queue, study, monkeypatch):
-    monkeypatch.setattr("d2_cityscapes.search.trial_queue._machine", lambda: "elsewhere")
+    monkeypatch.setattr("d2_cityscapes.search.trials.trial_queue._machine", lambda: "elsewhere")
     away = queue()
     away.release(away.next())
     monkeypatch.undo()

@@ -10,22 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from d2_cityscapes.data.street.camera import NEAR, Camera, Light, convex_hull
-from d2_cityscapes.data.street.canvas import Canvas, clip_polygon, draw_ids, min_visible
-from d2_cityscapes.data.street.furniture import FURNITURE
-from d2_cityscapes.data.street.people import person
-from d2_cityscapes.data.street.solids import Solid, box, paint_model
-from d2_cityscapes.data.street.sprites import (
+from d2_cityscapes.synthetic.street.camera import NEAR, Camera, Light, convex_hull
+from d2_cityscapes.synthetic.street.canvas import Canvas, clip_polygon, draw_ids, min_visible
+from d2_cityscapes.synthetic.street.furniture import FURNITURE
+from d2_cityscapes.synthetic.street.people import person
+from d2_cityscapes.synthetic.street.solids import Solid, box, paint_model
+from d2_cityscapes.synthetic.street.sprites import (
     Drawing,
     as_polygon,
     rasterize,
     simplify,
     trace_outline,
 )
-from d2_cityscapes.data.street.street import Prop, back_to_front, sample_street
-from d2_cityscapes.data.street.textures import noise_tile, stripe
-from d2_cityscapes.data.street.two_wheelers import bicycle, motorcycle, rider
-from d2_cityscapes.data.street.vehicles import VEHICLES
+from d2_cityscapes.synthetic.street.street import Prop, back_to_front, sample_street
+from d2_cityscapes.synthetic.street.textures import noise_tile, stripe
+from d2_cityscapes.synthetic.street.two_wheelers import bicycle, motorcycle, rider
+from d2_cityscapes.synthetic.street.vehicles import VEHICLES
 
 FRAME = (200, 100)  # W, H
 CAMERA = Camera(height=100, width=200, focal=220.0, center_x=100.0, horizon=42.0, elevation=1.5)

@@ -166,5 +166,5 @@ def test_the_demo_with_two_workers_and_a_confirmation(begin, tmp_path):
 
 def _process_of(folder) -> int:
     """The process that works in a trial's folder."""
-    found = subprocess.check_output(["pgrep", "-f", f"d2_cityscapes.search.trial {folder}"])
+    found = subprocess.check_output(["pgrep", "-f", f"d2_cityscapes.search.trials.trial {folder}"])
     return int(found.split()[0])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import resource
-import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,17 +62,3 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     resource.setrlimit(resource.RLIMIT_FSIZE, (_SMALL, limits[1]))
     yield disk
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.fixture
-def call(repository, monkeypatch, capsys):
-    """Run a command in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # evaluate_panoptic sets it: let it end here
-
-    def run(command, *arguments):
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / command), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run

@@ -1,0 +1,1 @@
+"""Pixels over pixels: what predictions, evaluation and reports show."""

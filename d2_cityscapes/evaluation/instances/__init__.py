@@ -1,0 +1,1 @@
+"""Average precision of instances, by the protocols of COCO and Cityscapes."""

@@ -1,0 +1,1 @@
+"""PQ and PQ-dagger, from memory and from files."""

@@ -1,0 +1,1 @@
+"""IoU of classes and categories, and the instance-level iIoU."""

@@ -1,0 +1,1 @@
+"""How the same network is run: folded, compiled, recomputed."""

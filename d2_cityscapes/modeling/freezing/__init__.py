@@ -1,0 +1,1 @@
+"""What trains, and the proof that the rest did not move."""

@@ -1,0 +1,1 @@
+"""The Seamless model, its heads, and panoptic fusion."""

@@ -1,0 +1,1 @@
+"""Whether every key of a search reaches what trains."""

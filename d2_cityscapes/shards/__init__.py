@@ -1,0 +1,1 @@
+"""Our own format of a dataset: write, index, verify, read."""

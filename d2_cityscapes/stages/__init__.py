@@ -1,0 +1,1 @@
+"""The staged recipe, each stage in a process of its own."""
