@@ -124,7 +124,9 @@ def datasets(datasets_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def call(repository, monkeypatch, capsys):
     """Run a command in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # evaluate_panoptic sets it: let it end here
+    # some commands set it: let it end with the test
+    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "")
+    monkeypatch.delenv("D2_CITYSCAPES_PLAIN")
 
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measure this package beside stock Detectron2 and the official tools, in one run on this machine.
 
   data         listing, mapper, record read, first batch, throughput and memory: shards against
@@ -20,6 +19,8 @@ and kept for the next run, as the shards are. Ratios above 1 are in favour of th
 JSON, and Markdown beside it.
 """
 
+from __future__ import annotations
+
 import argparse
 import shlex
 import sys
@@ -29,8 +30,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.errors import run
+from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter
 
 if TYPE_CHECKING:
     from d2_cityscapes.benchmark.comparison import Comparison
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SIZE = {"height": 1024, "width": 2048}
 
 
-def parse_args() -> list[argparse.Namespace]:
+def parse_args(argv: Sequence[str] | None) -> list[argparse.Namespace]:
     """The arguments of each mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
@@ -70,9 +70,12 @@ def parse_args() -> list[argparse.Namespace]:
     )
     data.add_argument("--workers", type=int, default=2, help="loader processes, both sides")
     data.add_argument("--batches", type=int, default=24, help="batches of 4 for the throughput")
-    names = list(takewhile(modes.choices.__contains__, sys.argv[1:]))
-    options = sys.argv[1 + len(names) :]
-    found = [parser.parse_args([name, *options]) for name in names] or [parser.parse_args()]
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    names = list(takewhile(modes.choices.__contains__, arguments))
+    options = arguments[len(names) :]
+    found = [parser.parse_args([name, *options]) for name in names] or [
+        parser.parse_args(arguments)
+    ]
     if len(found) > 1 and found[0].output is not None:
         parser.error("--output names the results of one mode; leave it out for several")
     return found
@@ -108,8 +111,8 @@ def add_common(mode: argparse.ArgumentParser, rounds: int) -> None:
     mode.add_argument("--output", type=Path, help="results; default benchmark_MODE.json")
 
 
-def main() -> None:
-    modes = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    modes = parse_args(argv)
     from d2_cityscapes.dependencies import require_detectron2
 
     require_detectron2()
@@ -122,7 +125,7 @@ def measure_mode(args: argparse.Namespace) -> None:
 
     output = args.output or Path(f"benchmark_{args.mode}.json")
 
-    def report(found: "Sequence[Comparison]") -> None:
+    def report(found: Sequence[Comparison]) -> None:
         print(as_markdown(found), flush=True)
 
     measure = {
@@ -178,7 +181,7 @@ def measure_evaluation(args: argparse.Namespace, report):
 
     settings = EvaluationBenchmark(
         cityscapes=scenes(args),
-        tools=Path(__file__).parent,
+        tools=CHECKOUT / "tools",
         split=args.split,
         images=args.images,
         rounds=args.rounds,
@@ -217,7 +220,7 @@ def measure_training(args: argparse.Namespace, report):
     settings = TrainingBenchmark(
         cityscapes=tree,
         shards=shards,
-        config=Path(__file__).resolve().parents[1] / "configs" / "stage3.yaml",
+        config=CHECKOUT / "configs" / "stage3.yaml",
         split=args.split,
         stock=args.stock,
         rounds=args.rounds,
@@ -228,7 +231,3 @@ def measure_training(args: argparse.Namespace, report):
         **sizes | given,
     )
     return settings, benchmark_training(settings, report=report)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-__all__ = ["HelpFormatter"]
+__all__ = ["CHECKOUT", "HelpFormatter"]
+
+# Root of the checkout, with configs/ and tools/.
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Convert weights: into this package, to the classes of Cityscapes, and back to stock Detectron2.
 
 Say what was converted and what was left behind. The output appears whole or not at all, and nothing
@@ -13,16 +12,13 @@ examples:
   python tools/convert_weights.py to-detectron2 --input stage3/model_final.pth --output stock
 """
 
+from __future__ import annotations
+
 import argparse
-import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-if "to-detectron2" not in sys.argv:  # the others need plain rooms only
-    os.environ["D2_CITYSCAPES_PLAIN"] = "1"
-
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.errors import run
 
 TORCHVISION = """\
 ResNet in torchvision's names -> body of Detectron2's ResNet FPN.
@@ -56,7 +52,7 @@ are written as literal lists. Parts without an equivalent, such as DeepLabV3Segm
 """
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     from d2_cityscapes.convert import CONVERSIONS
     from d2_cityscapes.convert.coco import RIDERS
 
@@ -86,18 +82,14 @@ def parse_args() -> argparse.Namespace:
     parsers["to-detectron2"].add_argument(
         "--config-file", type=Path, metavar="FILE", help="by default config.yaml beside --input"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.convert import convert_file
     from d2_cityscapes.dependencies import require_detectron2
 
-    options = vars(parse_args())
+    options = vars(parse_args(argv))
     if options["kind"] == "to-detectron2":
         require_detectron2()
     print(*convert_file(**options), sep="\n")
-
-
-if __name__ == "__main__":
-    run(main)

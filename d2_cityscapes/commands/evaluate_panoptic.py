@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Score anybody's panoptic predictions by the official rules: PQ, SQ, RQ, and PQ-dagger.
 
 A faster csEvalPanopticSemanticLabeling with the same numbers; needs no Detectron2. Truth and
@@ -28,18 +27,18 @@ examples:
       --prediction DIR --output results.json
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-os.environ["D2_CITYSCAPES_PLAIN"] = "1"  # plain rooms only: starts in 0.2 s, not 3
-
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.errors import run
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     for role in ("truth", "prediction"):
         parser.add_argument(
@@ -61,11 +60,11 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="score images without prediction as predicted void: all their segments are missed",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     started = time.perf_counter()
     from d2_cityscapes.evaluation.panoptic.files import find_panoptic_files
     from d2_cityscapes.evaluation.panoptic.report import format_panoptic, panoptic_rows
@@ -97,7 +96,3 @@ def main() -> None:
     if missing := missing_predictions(truth, prediction):
         print(f"{len(missing)} of them without prediction: all their segments are missed")
     print(f"\n{format_panoptic(quality)}\n\nwrote {args.output}")
-
-
-if __name__ == "__main__":
-    run(main)

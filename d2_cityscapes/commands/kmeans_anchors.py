@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Fit anchor sizes and height/width ratios to the training boxes of a config.
 
 Boxes are taken as the network sees them, after the config's training resize. Prints the anchors
@@ -12,14 +11,16 @@ With MODEL.ANCHOR_GENERATOR.KMEANS.METHOD joint sizes and ratios are fitted toge
 ratios for each feature level.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.errors import run
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--config-file", required=True, help="config whose DATASETS.TRAIN is used")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
@@ -29,11 +30,11 @@ def parse_args() -> argparse.Namespace:
         metavar="KEY VALUE",
         help="config overrides, e.g. MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES 5",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     from d2_cityscapes.dependencies import require_detectron2
 
     require_detectron2()
@@ -54,7 +55,3 @@ def main() -> None:
             f"{quality.recall_70:>12.3f}"
         )
     print(f"wrote {args.output} and {args.output.with_suffix('.png')}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -11,12 +11,12 @@ example:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.errors import run
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--output", required=True, help="folder to write; new, empty or begun by this command"
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048, help="width of the pictures, px")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     from d2_cityscapes.synthetic.dataset import make_tree
 
@@ -46,7 +46,3 @@ def main() -> None:
         progress=True,
     )
     print(f"{arguments.train + arguments.val + arguments.train_extra} scenes in {root}")
-
-
-if __name__ == "__main__":
-    run(main)

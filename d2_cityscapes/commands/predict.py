@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Predict pictures with a trained model: a drawing and a map of instance ids for each.
 
 OUTPUT receives <name>_drawn.jpg and <name>_instanceIds.png, 16-bit: label_id * 1000 + k for an
@@ -11,15 +10,17 @@ examples:
       --output predictions MODEL.WEIGHTS output/stage3/model_final.pth
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
-from d2_cityscapes.errors import run
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of the model")
     parser.add_argument(
@@ -27,11 +28,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write to")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     require_detectron2()
     from d2_cityscapes.engine.prediction import predict_pictures
     from d2_cityscapes.engine.setup import check_weights_file, load_config
@@ -40,7 +41,3 @@ def main() -> None:
     check_weights_file(cfg)
     count = predict_pictures(cfg, args.input, args.output)
     print(f"{count} pictures in {args.output}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Pack a downloaded tree of Cityscapes, IDD or Mapillary Vistas into shards, once.
 
 Reads, in the official layouts,
@@ -27,14 +26,16 @@ examples:
   python datasets/prepare_shards.py --vistas DIR --output DIR --size 1024 1365 --image-codec zstd
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.errors import run
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     roots = parser.add_mutually_exclusive_group(required=True)
     roots.add_argument("--cityscapes", type=Path, metavar="DIR", help="root of the Cityscapes tree")
@@ -95,7 +96,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="read shards and PNGs again afterwards and list what differs",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.cityscapes and args.size:
         parser.error("--size is for --idd and --vistas; images of Cityscapes have one size")
     if args.cities and not args.cityscapes:
@@ -105,8 +106,8 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     from d2_cityscapes.labels import LABEL_TABLES
     from d2_cityscapes.shards.verifier import verify_shards
     from d2_cityscapes.shards.writer import write_splits
@@ -148,7 +149,3 @@ def main() -> None:
             f"{split}: {len(found)} images in {len(shards[split])} shards, {size:.2f} GB, "
             f"in {args.output}"
         )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,15 +1,14 @@
-#!/usr/bin/env python
 """Write one self-contained HTML page about a training: results, loss curves and pictures."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.errors import run
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=HelpFormatter,
@@ -19,13 +18,9 @@ def main() -> int:
         "run_dir", help="output folder of tools/train_net.py or of tools/run_stages.py"
     )
     parser.add_argument("--output", metavar="FILE", help="the page; RUN_DIR/report.html by default")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     from d2_cityscapes.report.run import write_report
 
     print(write_report(args.run_dir, args.output))
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Train the stages of the recipe in sequence, each from the final weights of the one before.
 
 The output folder receives
@@ -20,18 +19,18 @@ examples:
   python tools/run_stages.py --output-dir output --stages 1 2 3 MODEL.WEIGHTS backbone.pth
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
-from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
-from d2_cityscapes.errors import run
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the whole run")
     parser.add_argument(
@@ -45,11 +44,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config-dir",
         type=Path,
-        default=CONFIGS,
+        default=CHECKOUT / "configs",
         help="folder with stage0.yaml, stage1.yaml, ...",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for every stage")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     # "--stages 2 3 SOLVER.MAX_ITER 10": argparse gives the overrides to the open-ended option
     numbers = list(itertools.takewhile(str.isdigit, args.stages))
     args.opts = args.stages[len(numbers) :] + args.opts
@@ -59,8 +58,8 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     require_detectron2()
     from d2_cityscapes.files import write_atomically
     from d2_cityscapes.report.curves import draw_loss_curves
@@ -81,7 +80,3 @@ def main() -> None:
     print(f"tables:   {args.output_dir / 'table5.md'}")
     print(f"pictures: {plan[-1].output_dir / 'pictures'}")
     print(f"report:   {report}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Search hyperparameters of any training config: Optuna, one process for each trial.
 
   tools/search.py --config-file configs/search/stage2.yaml --output-dir DIR MODEL.WEIGHTS w.pth
@@ -12,19 +11,21 @@ are --trials complete or pruned trials; other machines may help, with the same -
 --study-name. optuna-dashboard works on the same --storage.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from d2_cityscapes.commands.cli import HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
-from d2_cityscapes.errors import run
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--config-file", type=Path, required=True, help="search file (YAML)")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the search")
@@ -50,11 +51,11 @@ def parse_args() -> argparse.Namespace:
         "--keep-checkpoints", action="store_true", help="keep those of finished trials too"
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for every trial")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     require_detectron2()
     from optuna.trial import TrialState
 
@@ -132,7 +133,3 @@ def main() -> None:
     print(f"report:      {page}")
     best_config = write_best(search, plan, args.output_dir, confirmed=confirmed)
     print(f"best config: {best_config or 'no trial is complete'}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Train or evaluate a model that a config describes.
 
 Takes Detectron2's standard arguments; overrides follow as KEY VALUE pairs:
@@ -13,11 +12,13 @@ they and a batch take of the memory, and on a GPU the peak of a step and the lar
 fits. It runs in one process; with --num-gpus N, or under torchrun, that stands for one of them.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
+from collections.abc import Sequence
 
 from d2_cityscapes.dependencies import require_detectron2
-from d2_cityscapes.errors import run
 
 
 def train_or_evaluate(args: argparse.Namespace) -> None:  # worker processes import it by name
@@ -39,7 +40,7 @@ def measure(args: argparse.Namespace) -> None:
         print(dry_run(checked_config(args), processes=processes).table())
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(epilog="")
@@ -54,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="write a torch profiler trace of N early steps to OUTPUT_DIR/profile",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     given = [name for name in ("dry_run", "eval_only") if getattr(args, name)]
     given += [name for name in ("resume", "profile") if getattr(args, name) and given]
     if len(given) > 1 and given != ["eval_only", "resume"]:
@@ -69,16 +70,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     require_detectron2()
-    args = parse_args()
+    args = parse_args(argv)
     if args.dry_run:
         measure(args)
         return
     from d2_cityscapes.engine.distributed import launch
 
     launch(train_or_evaluate, args)
-
-
-if __name__ == "__main__":
-    run(main)

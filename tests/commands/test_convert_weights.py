@@ -1,9 +1,9 @@
 """The command: help of each conversion, a run, and a user's mistakes as one line."""
 
 import os
-import runpy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -14,18 +14,9 @@ TOOL = "tools/convert_weights.py"
 
 
 @pytest.fixture
-def call(repository, monkeypatch, capsys):
+def call(call):
     """Run the command in this process; returns exit code, stdout and stderr."""
-
-    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # the command sets it: let it end with the test
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / TOOL), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run
+    return partial(call, "tools/convert_weights.py")
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """The command: help, a run on shards, and a user's mistakes as one line."""
 
 import json
-import runpy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -14,16 +14,9 @@ TOOL = "tools/dataset_stats.py"
 
 
 @pytest.fixture
-def call(repository, monkeypatch, capsys):
+def call(call):
     """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dataset_stats.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / TOOL), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run
+    return partial(call, "tools/dataset_stats.py")
 
 
 def _objects(shards, **selection):

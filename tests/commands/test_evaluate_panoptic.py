@@ -2,9 +2,9 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,18 +16,9 @@ TOOL = "tools/evaluate_panoptic.py"
 
 
 @pytest.fixture
-def call(repository, monkeypatch, capsys):
+def call(call):
     """Run the command in this process; returns exit code, stdout and stderr."""
-
-    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "1")  # the command sets it: let it end with the test
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate_panoptic.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / TOOL), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run
+    return partial(call, "tools/evaluate_panoptic.py")
 
 
 @pytest.fixture

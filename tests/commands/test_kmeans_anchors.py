@@ -2,9 +2,9 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,16 +26,9 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def call(repository, monkeypatch, capsys):
+def call(call):
     """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["kmeans_anchors.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / "tools" / "kmeans_anchors.py"), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run
+    return partial(call, "tools/kmeans_anchors.py")
 
 
 def test_help(call):

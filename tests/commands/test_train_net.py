@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import pytest
 
+from d2_cityscapes.commands.train_net import main
 from d2_cityscapes.engine import distributed, trainer
-
-
-@pytest.fixture
-def tool(repository, monkeypatch):
-    """(options) -> what the command does with them."""
-    spec = importlib.util.spec_from_file_location("tool", repository / "tools" / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*options: str):
-        monkeypatch.setattr(sys, "argv", ["train_net.py", *options])
-        return module.main()
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -36,21 +20,21 @@ def tool(repository, monkeypatch):
         (["--eval-only", "--profile", "2"], "--eval-only and --profile do not go together"),
     ],
 )
-def test_wrong_usage(options, message, tool, capsys):
+def test_wrong_usage(options, message, capsys):
     with pytest.raises(SystemExit) as error:
-        tool(*options)
+        main(options)
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_options_reach_the_training(tool, monkeypatch):
+def test_options_reach_the_training(monkeypatch):
     monkeypatch.setattr(distributed, "launch", lambda main, args: main(args))
     monkeypatch.setattr(trainer, "setup", lambda args: args.opts)
     calls = []
     monkeypatch.setattr(trainer, "train", lambda cfg, **options: calls.append((cfg, options)))
     monkeypatch.setattr(trainer, "evaluate", lambda cfg: calls.append((cfg, "evaluate")))
-    tool("--profile", "5", "--resume", "SEED", "1")
-    tool("SEED", "2")
-    tool("--eval-only", "--resume", "SEED", "3")  # Detectron2 takes both
+    main(["--profile", "5", "--resume", "SEED", "1"])
+    main(["SEED", "2"])
+    main(["--eval-only", "--resume", "SEED", "3"])  # Detectron2 takes both
     assert calls == [
         (["SEED", "1"], {"resume": True, "profile": 5}),
         (["SEED", "2"], {"resume": False, "profile": 0}),
@@ -58,25 +42,21 @@ def test_options_reach_the_training(tool, monkeypatch):
     ]
 
 
-def test_a_dry_run_prints_and_leaves_nothing(
-    tool, repository, datasets, tmp_path, capsys, tiny_run
-):
+def test_a_dry_run_prints_and_leaves_nothing(repository, datasets, tmp_path, capsys, tiny_run):
     output = tmp_path / "out"
-    tool(*tiny_run, "OUTPUT_DIR", str(output))
+    main([*tiny_run, "OUTPUT_DIR", str(output)])
     printed = capsys.readouterr().out
     assert "measured with a batch of 2 images of 64 x 128 px, in float32" in printed
     assert "100.0 % of the parameters train" in printed and not output.exists()
 
 
-def test_a_dry_run_stands_for_one_process_of_torchrun(
-    tool, datasets, capsys, monkeypatch, tiny_run
-):
+def test_a_dry_run_stands_for_one_process_of_torchrun(datasets, capsys, monkeypatch, tiny_run):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    tool(*tiny_run)
+    main([*tiny_run])
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("RANK", "0")
-    tool(*tiny_run)
+    main([*tiny_run])
     assert "1 x 1 image on each of 2 processes: an effective batch of 2" in capsys.readouterr().out
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 import optuna
 import pytest
@@ -22,16 +22,9 @@ LOSS = {"dataset": "cityscapes_shards_val_1", "task": "val_loss", "metric": "tot
 
 
 @pytest.fixture
-def call(repository, monkeypatch, capsys):
+def call(call):
     """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["search.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            runpy.run_path(str(repository / "tools/search.py"), run_name="__main__")
-        return leaving.value.code, *capsys.readouterr()
-
-    return run
+    return partial(call, "tools/search.py")
 
 
 def test_help(call):
