@@ -1,12 +1,24 @@
-"""The errors that a user can cause. Commands print them as one line and exit with code 1."""
+"""The errors that a user can cause. Commands print them as one line and exit with code 1.
+
+Also what several of these lines have in common: lists cut short, and the names that were meant.
+"""
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["D2CityscapesError", "MissingDetectron2Error", "run"]
+__all__ = [
+    "INTERRUPTED",
+    "D2CityscapesError",
+    "MissingDetectron2Error",
+    "first_few",
+    "nearest",
+    "run",
+]
 
+INTERRUPTED = 130  # exit code after Ctrl-C
 _IN_ONE_LINE = 8  # problems
 
 
@@ -35,6 +47,23 @@ class MissingDetectron2Error(D2CityscapesError, ImportError):
     """A glue component was asked for on a machine without Detectron2."""
 
 
+def first_few(values: Sequence[object], most: int) -> str:
+    """ "a, b, c", or "a, b, ..." where there are more than `most`."""
+    return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """ "; nearest: a, b" for the end of an error about an unknown name; "" where none is like it.
+
+    Args:
+        name: the unknown one.
+        known: those that there are.
+        cutoff: how alike a name has to be, 0 to 1.
+    """
+    found = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    return f"; nearest: {', '.join(found)}" if found else ""
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process: 0 done, 1 failed with one line.
 
@@ -51,5 +80,5 @@ def run(main: Callable[[], int | None]) -> None:
         code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     sys.exit(code)

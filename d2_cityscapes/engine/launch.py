@@ -21,11 +21,9 @@ from detectron2.utils import comm
 from torch import multiprocessing
 
 from d2_cityscapes.engine.setup import ConfigError, check_gpus, load_config
-from d2_cityscapes.errors import D2CityscapesError, run
+from d2_cityscapes.errors import INTERRUPTED, D2CityscapesError, run
 
 __all__ = ["launch"]
-
-_INTERRUPTED = 130  # exit code
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _one_voice(mistakes: dist.Store) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if _count(mistakes, "interrupted") > 1:
-            raise SystemExit(_INTERRUPTED) from None
+            raise SystemExit(INTERRUPTED) from None
         raise
     except D2CityscapesError as error:
         _count(mistakes, "any")

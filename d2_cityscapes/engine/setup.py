@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import re
@@ -17,7 +16,7 @@ from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg, model_tasks
 from d2_cityscapes.data.loader import training_dicts
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.evaluation.expected import parse_expected
 
 __all__ = [
@@ -219,8 +218,7 @@ def _training_names(cfg: CfgNode) -> Sequence[str]:
 def _check_registered(names: Iterable[str]) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
-            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
+            hint = nearest(name, DatasetCatalog.list())
             raise ConfigError(f"DATASETS: {name!r} is not registered{hint}")
 
 
@@ -240,9 +238,7 @@ def _merge(cfg: CfgNode, source: str, merge) -> None:
         message = " ".join(str(error).strip("'").split())
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", message)
         if unknown:
-            near = difflib.get_close_matches(unknown[1], list(_all_keys(cfg)), n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            message = f"unknown config key {unknown[1]}{hint}"
+            message = f"unknown config key {unknown[1]}{nearest(unknown[1], _all_keys(cfg))}"
         if "(<class 'float'> vs. <class 'int'>)" in message:
             message += "; write it with a decimal point"
         raise ConfigError(f"{source}: {message}") from error

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, first_few
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.sources.errors import SourceError
 from d2_cityscapes.worker_pool import map_in_order
@@ -121,8 +121,7 @@ def check_ids(ids: np.ndarray, size: Size, table: LabelTable) -> list[str]:
     unknown = table.unknown_ids(ids)
     if not unknown:
         return []
-    named = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
-    return [f"ids {named} are not in the {table.name} label table"]
+    return [f"ids {first_few(unknown, 5)} are not in the {table.name} label table"]
 
 
 def _look(source: Source, *, table: LabelTable) -> _Finding:

@@ -65,7 +65,7 @@ def test_many_problems_stand_above_the_line():
         (np.array([[-1, 7]]), ["ids -1 are not in the cityscapes label table"]),
         (
             np.array([[50, 51, 52, 53, 54, 55]]),
-            ["ids 50, 51, 52, 53, 54 ... are not in the cityscapes label table"],
+            ["ids 50, 51, 52, 53, 54, ... are not in the cityscapes label table"],
         ),
     ],
 )

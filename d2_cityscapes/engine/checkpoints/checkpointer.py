@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import logging
 import os
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from d2_cityscapes.engine.checkpoints.load_report import LoadReport, shortened
 from d2_cityscapes.engine.checkpoints.saving import save_checkpoint, tag_checkpoint
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
 from d2_cityscapes.modeling.anchors.generator import KMeansAnchorGenerator
 from d2_cityscapes.modeling.anchors.record import (
@@ -189,8 +188,7 @@ class Checkpointer(DetectionCheckpointer):
         for pattern in self._exclude:
             matches = fnmatch.filter(state, pattern)
             if not matches:
-                near = difflib.get_close_matches(pattern.strip("*."), state, n=3, cutoff=0.4)
-                hint = f"; nearest: {', '.join(near)}" if near else ""
+                hint = nearest(pattern.strip("*."), state, cutoff=0.4)
                 raise CheckpointError(
                     f"MODEL.WEIGHTS_EXCLUDE: {pattern!r} matches no parameter or buffer{hint}"
                 )

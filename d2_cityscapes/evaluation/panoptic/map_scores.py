@@ -5,15 +5,14 @@ Shape letters: H, W pixels; R runs of pixels with equal ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, first_few
 from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
 
-__all__ = ["InvalidMapError", "MapScore", "all_in", "check_instance_ids", "listed", "paired_runs"]
+__all__ = ["InvalidMapError", "MapScore", "all_in", "check_instance_ids", "paired_runs"]
 
 
 class InvalidMapError(D2CityscapesError, ValueError):
@@ -82,8 +81,9 @@ def paired_runs(pred_map: Any, true_map: Any) -> tuple[np.ndarray, np.ndarray, n
 def check_instance_ids(ids: np.ndarray, table: LabelTable, role: str) -> None:
     """Refuse ids that a label table does not know; ``role`` names the map in the error."""
     if not all_in(ids, table.known_ids):
+        unknown = first_few(table.unknown_ids(ids), 5)
         raise InvalidMapError(
-            f"{role}: ids {listed(table.unknown_ids(ids))} are unknown to the {table.name} labels; "
+            f"{role}: ids {unknown} are unknown to the {table.name} labels; "
             f"expected label ids, or label_id * {INSTANCE_DIVISOR} + k for the k-th instance of a "
             "thing class"
         )
@@ -94,11 +94,6 @@ def all_in(values: np.ndarray, allowed: np.ndarray) -> bool:
     if not values.size:
         return True
     return bool(values.min() >= 0 and values.max() < len(allowed) and allowed[values].all())
-
-
-def listed(values: Sequence[int]) -> str:
-    """The first five of them, for an error."""
-    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
 
 
 def _as_map(values: Any, role: str) -> np.ndarray:

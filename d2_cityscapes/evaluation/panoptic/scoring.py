@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
+from d2_cityscapes.errors import first_few
 from d2_cityscapes.evaluation.panoptic.files import PanopticFiles
 from d2_cityscapes.evaluation.panoptic.map_files import IdMapFile, PanopticFileError
 from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
@@ -54,7 +54,7 @@ def score_files(
     if extra:
         _logger.warning(
             "%s: %d predictions of images without truth are ignored (%s)",
-            prediction.path, len(extra), _first_few(extra),
+            prediction.path, len(extra), first_few(extra, 3),
         )  # fmt: skip
     pairs = [(true_map, prediction.maps.get(image)) for image, true_map in truth.maps.items()]
     quality = PanopticQuality(table)
@@ -75,10 +75,10 @@ def _check_missing(truth: PanopticFiles, prediction: PanopticFiles, allow_missin
         return
     remedy = "add them, or pass --allow-missing to score these images as predicted void"
     if nothing:
-        remedy = f"its images are {_first_few(list(prediction.maps))}"
+        remedy = f"its images are {first_few(list(prediction.maps), 3)}"
     raise PanopticFileError(
         f"{prediction.path}: no prediction for {len(missing)} of {len(truth.maps)} images "
-        f"({_first_few(missing)}); {remedy}",
+        f"({first_few(missing, 3)}); {remedy}",
         details=missing,
     )
 
@@ -99,7 +99,3 @@ def _score(pair: tuple[IdMapFile, IdMapFile | None], *, table: LabelTable) -> np
             files.insert(0, f"prediction {predicted_map.where}")
         raise PanopticFileError(f"{', '.join(files)}: {error}") from error
     return quality.state()
-
-
-def _first_few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

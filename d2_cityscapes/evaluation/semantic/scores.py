@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from d2_cityscapes.errors import first_few
 from d2_cityscapes.evaluation.panoptic.map_scores import (
     InvalidMapError,
     MapScore,
     all_in,
     check_instance_ids,
-    listed,
     paired_runs,
 )
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
@@ -176,8 +176,8 @@ class SemSegQuality(MapScore):
         if not all_in(pred, known):
             wrong = [int(v) for v in np.unique(pred) if not all_in(v, known)]
             raise InvalidMapError(
-                f"prediction: {listed(wrong)} are no train ids of the {self.table.name} labels; "
-                f"expected 0 to {len(self.table.classes) - 1}, or {VOID_TRAIN_ID} for void"
+                f"prediction: {first_few(wrong, 5)} are no train ids of the {self.table.name} "
+                f"labels; expected 0 to {len(self.table.classes) - 1}, or {VOID_TRAIN_ID} for void"
             )
 
     def _scores(self, members: list[int], *, category: bool = False) -> dict[str, float | None]:

@@ -6,7 +6,6 @@ A "layer" is here a module without its children: its own parameters and buffers.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, nearest
 
 __all__ = [
     "FreezeError",
@@ -121,8 +120,7 @@ def find_modules(model: nn.Module, patterns: Iterable[str], *, key: str = _MODUL
     for pattern in patterns:
         matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matches:
-            near = difflib.get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.4)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
+            hint = nearest(pattern.strip("*."), names, cutoff=0.4)
             raise FreezeError(f"{key}: {pattern!r} matches no module{hint}")
         found.update(matches)
     return _outermost(name for name in names if name in found)
