@@ -1,14 +1,17 @@
-"""Files that are either whole or not there, and folders with one writer at a time."""
+"""Files that are whole or not there, their checksums, and folders with one writer at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
 from io import BufferedRandom
 from pathlib import Path
+from typing import Any
 
 from d2_cityscapes.errors import D2CityscapesError
 
@@ -17,7 +20,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["lock_folder", "open_atomically", "remove_temporaries", "write_atomically"]
+__all__ = [
+    "file_sha256",
+    "lock_folder",
+    "open_atomically",
+    "remove_temporaries",
+    "write_atomically",
+    "write_json",
+]
 
 _LOCK_PATIENCE = 2.0  # seconds
 
@@ -55,6 +65,22 @@ def write_atomically(path: str | Path, chunks: Iterable[bytes]) -> None:
     with open_atomically(path) as file:
         for chunk in chunks:
             file.write(chunk)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write plain values as JSON to be read by people too, whole or not at all.
+
+    Raises:
+        ValueError: infinity or nan, which JSON does not have.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomically(path, [text.encode(), b"\n"])
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:

@@ -8,10 +8,12 @@ import pytest
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import (
+    file_sha256,
     lock_folder,
     open_atomically,
     remove_temporaries,
     write_atomically,
+    write_json,
 )
 
 
@@ -60,6 +62,20 @@ def test_an_open_file_can_be_patched_and_read_back(tmp_path):
         assert file.read() == b"headbody"
         assert not path.exists()
     assert path.read_bytes() == b"headbody"
+
+
+def test_json_ends_with_a_line_and_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, None]})
+    assert (tmp_path / "a.json").read_text() == '{\n "a": [\n  1,\n  null\n ]\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+
+
+def test_checksum(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "abc") == expected
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from d2_cityscapes.evaluation.results import package_versions
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import write_atomically, write_json
 
 __all__ = [
     "Comparison",
@@ -121,5 +120,5 @@ def write_comparisons(
         "machine": machine(),
         "comparisons": [asdict(c) for c in comparisons],
     }
-    write_atomically(path, [json.dumps(content, indent=2).encode() + b"\n"])
+    write_json(path, content)
     write_atomically(path.with_suffix(".md"), [as_markdown(comparisons).encode() + b"\n"])

@@ -12,7 +12,8 @@ from detectron2.structures import BoxMode
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
-from d2_cityscapes.shards.reader import ShardError, ShardReader
+from d2_cityscapes.shards.file import PREPARE, ShardError
+from d2_cityscapes.shards.reader import ShardReader
 
 __all__ = [
     "BUILTIN_DATASETS",
@@ -112,7 +113,7 @@ def load_shards(
         if not root.is_dir():
             raise ShardError(
                 f"{root}: no such folder; set DETECTRON2_DATASETS to the folder that holds "
-                f"{root.name}/, or run datasets/prepare_shards.py --output {root}"
+                f"{root.name}/, or {PREPARE} --output {root}"
             )
     reader = ShardReader(root, split=split, partitions=partitions, table=table)
     dicts = []

@@ -17,7 +17,7 @@ from typing import Any
 
 from d2_cityscapes import __version__
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import file_sha256, write_json
 
 __all__ = [
     "ResultRow",
@@ -104,12 +104,12 @@ def write_results(
     document = {
         "results": [asdict(row) for row in rows],
         "config_sha256": None if config is None else hashlib.sha256(config.encode()).hexdigest(),
-        "weights_sha256": _file_sha256(weights),
+        "weights_sha256": _weights_sha256(weights),
         "versions": package_versions(),
         "command": shlex.join(sys.argv if command is None else command),
         "seconds": round(seconds, 3),
     }
-    _write(path, document)
+    write_json(path, document)
 
 
 def add_weights(path: str | Path, weights: str | Path) -> None:
@@ -118,13 +118,8 @@ def add_weights(path: str | Path, weights: str | Path) -> None:
     For a training run, which evaluates its model while no file of these very weights is named yet.
     """
     rows, document = read_results(path)
-    document["weights_sha256"] = _file_sha256(weights)
-    _write(path, {"results": [asdict(row) for row in rows], **document})
-
-
-def _write(path: str | Path, document: Mapping[str, Any]) -> None:
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, [text.encode()])
+    document["weights_sha256"] = _weights_sha256(weights)
+    write_json(path, {"results": [asdict(row) for row in rows], **document})
 
 
 def read_results(path: str | Path) -> tuple[list[ResultRow], dict[str, Any]]:
@@ -148,14 +143,9 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _file_sha256(path: str | Path | None) -> str | None:
-    if path is None or not Path(path).is_file():
-        return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _weights_sha256(path: str | Path | None) -> str | None:
+    """None where there are no weights, or not on this disk."""
+    return file_sha256(path) if path is not None and Path(path).is_file() else None
 
 
 def package_versions() -> dict[str, str]:

@@ -6,7 +6,6 @@ AR@100; and a second one with the AP of each class. A column holds numbers of on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from d2_cityscapes.evaluation.instances.coco import BOX_SIZE_PROTOCOL, PROTOCOL
 from d2_cityscapes.evaluation.results import ResultRow
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import write_atomically, write_json
 
 __all__ = ["StageTable", "make_stage_tables", "write_stage_tables"]
 
@@ -140,16 +139,15 @@ def write_stage_tables(
     Where no stage found objects, neither file is left: there is nothing to compare.
     """
     tables, output = make_stage_tables(stages), Path(output)
-    texts = {
-        ".json": json.dumps({"tables": [table.document() for table in tables]}, indent=1),
-        ".md": "\n\n".join(["# Stages", *(table.markdown() for table in tables)]),
-    }
-    for suffix, text in texts.items():
-        path = output.with_name(output.name + suffix)
-        if tables:
-            write_atomically(path, [f"{text}\n".encode()])
-        else:
-            path.unlink(missing_ok=True)
+    as_json = output.with_name(f"{output.name}.json")
+    as_markdown = output.with_name(f"{output.name}.md")
+    if tables:
+        text = "\n\n".join(["# Stages", *(table.markdown() for table in tables)])
+        write_json(as_json, {"tables": [table.document() for table in tables]})
+        write_atomically(as_markdown, [f"{text}\n".encode()])
+    else:
+        as_json.unlink(missing_ok=True)
+        as_markdown.unlink(missing_ok=True)
     return tables
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import file_sha256, write_json
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.shards.file import FORMAT_VERSION, ShardError, ShardFile
 from d2_cityscapes.shards.reader import INDEX_NAME, read_index
 from d2_cityscapes.sources.check import Source, own_size
 
-__all__ = ["fingerprint", "index_entry", "load_entries", "sha256", "shard_metadata", "write_index"]
+__all__ = ["fingerprint", "index_entry", "load_entries", "shard_metadata", "write_index"]
 
 
 def shard_metadata(
@@ -124,7 +124,7 @@ def write_index(output: Path, entries: dict[str, dict[str, Any]], table: LabelTa
         "label_table_hash": table.hash,
         "shards": [entries[name] for name in sorted(entries)],
     }
-    write_atomically(output / INDEX_NAME, [json.dumps(index, indent=1).encode()])
+    write_json(output / INDEX_NAME, index)
 
 
 def fingerprint(sources: Sequence[Source]) -> str:
@@ -136,14 +136,8 @@ def fingerprint(sources: Sequence[Source]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _adopt(path: Path, table: LabelTable) -> dict[str, Any] | None:
     try:
-        return index_entry(path, ShardFile(path, table).metadata, sha256(path))
+        return index_entry(path, ShardFile(path, table).metadata, file_sha256(path))
     except ShardError:
         return None

@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import file_sha256
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.labels.instances import find_instances
-from d2_cityscapes.shards.file import ShardError, ShardFile
-from d2_cityscapes.shards.index import sha256
+from d2_cityscapes.shards.file import PREPARE, ShardError, ShardFile
 from d2_cityscapes.shards.reader import INDEX_NAME, read_index
 from d2_cityscapes.sources.check import Source
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
@@ -76,15 +76,13 @@ def verify_shards(
         for problem in bar(found, f"verifying {split}", len(compared), unit="image"):
             problems += problem
     if problems:
-        raise ShardError.of_many(
-            problems, "delete these shards and run datasets/prepare_shards.py again"
-        )
+        raise ShardError.of_many(problems, f"delete these shards and {PREPARE} again")
 
 
 def _file_problems(output: Path, entry: dict[str, Any]) -> list[str]:
     path = output / entry["file"]
     try:
-        if sha256(path) == entry["sha256"]:
+        if file_sha256(path) == entry["sha256"]:
             return []
         return [f"{path}: SHA-256 differs from {INDEX_NAME}"]
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,14 +11,13 @@ import yaml
 from detectron2.config import CfgNode
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import file_sha256, write_json
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 
 __all__ = [
     "StageChangedError",
     "check_first_weights",
     "check_settings",
-    "file_sha256",
     "write_first_weights",
 ]
 
@@ -95,8 +93,7 @@ def write_first_weights(folder: Path, weights: str) -> None:
         folder: OUTPUT_DIR of the stage.
         weights: its MODEL.WEIGHTS.
     """
-    text = json.dumps(_identity(weights), indent=1) + "\n"
-    write_atomically(folder / _RECORD, [text.encode()])
+    write_json(folder / _RECORD, _identity(weights))
 
 
 def check_first_weights(folder: Path, weights: str) -> None:
@@ -115,12 +112,6 @@ def check_first_weights(folder: Path, weights: str) -> None:
             f"{folder} has begun with other weights ({before['weights'] or 'none'}) than "
             f"{weights or 'none'} now: delete the folder to train it again"
         )
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(weights: str) -> dict[str, str | None]:

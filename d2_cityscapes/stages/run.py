@@ -14,12 +14,11 @@ from d2_cityscapes.engine.step.schedules import check_schedule
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, ResultsError, read_results
-from d2_cityscapes.files import lock_folder, remove_temporaries
+from d2_cityscapes.files import file_sha256, lock_folder, remove_temporaries
 from d2_cityscapes.modeling.anchors.generator import fit_anchors
 from d2_cityscapes.stages.changes import (
     check_first_weights,
     check_settings,
-    file_sha256,
     write_first_weights,
 )
 from d2_cityscapes.stages.process import train_in_fresh_process

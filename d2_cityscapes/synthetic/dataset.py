@@ -24,7 +24,7 @@ from cityscapesscripts.helpers.labels import id2label
 from PIL import Image, ImageFilter
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import write_atomically, write_json
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.synthetic.street.canvas import draw_ids
 from d2_cityscapes.synthetic.street.scene import Scene, render_scene
@@ -229,7 +229,7 @@ def _claim(root: Path, arguments: dict[str, int]) -> None:
         raise SyntheticError(
             f"{root}: is not empty and not made by this command; give another folder"
         )
-    write_atomically(marker, [json.dumps(arguments, indent=2).encode() + b"\n"])
+    write_json(marker, arguments)
 
 
 def _files(root: Path, split: str, index: int) -> list[Path]:

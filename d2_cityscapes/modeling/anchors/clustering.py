@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import write_json
 
 __all__ = [
     "DEFAULT_RATIOS",
@@ -197,8 +197,7 @@ def write_anchors(path: str | Path, anchor_set: AnchorSet) -> None:
     anchors = content.pop("anchors")
     if len(anchors["aspect_ratios"]) == 1:
         anchors["aspect_ratios"] = anchors["aspect_ratios"][0]
-    content = {**anchors, "convention": CONVENTION, **content}
-    write_atomically(path, [json.dumps(content, indent=2).encode(), b"\n"])
+    write_json(path, {**anchors, "convention": CONVENTION, **content})
 
 
 def read_anchors(path: str | Path) -> AnchorSet:
