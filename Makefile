@@ -21,7 +21,7 @@ help:  ## list the targets
 install: $(ready)  ## create the environment (5.5 GB), with Detectron2 and this package
 
 # Made again only when what is installed changes; the package itself is installed editable.
-$(ready): constraints.txt setup.py tools/install_detectron2.py
+$(ready): constraints.txt setup.py tools/install_detectron2.py $(wildcard tools/install_detectron2/*.py)
 	test -x $(python) || { $(PYTHON) -m venv $(VENV) && $(python) -m pip install -q 'pip<=25.3'; }
 	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel torch torchvision
 	$(python) tools/install_detectron2.py
