@@ -66,7 +66,8 @@ def test_the_same_seed_gives_the_same_search(plan, fake, tmp_path):
     assert len({p[LOW] for p, _, _ in params[0]}) == 12
 
 
-def test_bad_trials_are_pruned_by_their_reports(search, plan, fake):
+def test_bad_trials_are_pruned_by_their_reports(search, write_search, fake):
+    plan = read_plan(write_search(sampler={"name": "random"}))
     lines = []
     found = search(plan, fake(lambda values: -abs(values[LOW] - 0.2)), 20, say=lines.append)
     states = _states(found)
@@ -121,7 +122,8 @@ def test_three_failures_in_a_row_end_it(search, plan, fake, tmp_path):
     assert _states(found) == ["FAIL"] * 3
 
 
-def test_workers_share_the_trials(search, plan, fake):
+def test_workers_share_the_trials(search, write_search, fake):
+    plan = read_plan(write_search(pruner={"name": "none"}))
     at_work, most = set(), []
     together = threading.Barrier(3)
 

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.utils.env import seed_all_rng
 from optuna.distributions import CategoricalDistribution
+from optuna.samplers import RandomSampler
 
 from d2_cityscapes.engine.setup import check_weights_file, load_config
 from d2_cityscapes.engine.trainer import Trainer, setup
@@ -94,11 +94,11 @@ def _cases(space: Space) -> list[_Case]:
 
     Every choice of a categorical parameter occurs, and of a range the end that is farther away.
     """
-    generator = np.random.default_rng(0)
-    first = space.sample(generator)
+    sampler = RandomSampler(0)
+    first = space.sample(sampler)
     cases = [_Case(space.values(first))]
     for parameter in space.parameters:
-        base, others = _partners(space, parameter, first, generator)
+        base, others = _partners(space, parameter, first, sampler)
         index = 0
         if base != first:
             index = len(cases)
@@ -111,12 +111,12 @@ def _cases(space: Space) -> list[_Case]:
 
 
 def _partners(
-    space: Space, parameter: Parameter, first: Mapping[str, Any], generator: np.random.Generator
+    space: Space, parameter: Parameter, first: Mapping[str, Any], sampler: RandomSampler
 ) -> tuple[dict[str, Any], list[Any]]:
     """A sample, ``first`` if possible, and other values that the parameter can take in it."""
     base, name = dict(first), parameter.name
     for _ in range(_TRIES):
-        candidates = [*parameter.extremes(), space.sample(generator)[name]]
+        candidates = [*parameter.extremes(), space.sample(sampler)[name]]
         others = [
             value
             for value in candidates
@@ -126,7 +126,7 @@ def _partners(
             if isinstance(parameter.distribution, CategoricalDistribution):
                 return base, list(dict.fromkeys(others))
             return base, [max(others, key=lambda value: abs(value - base[name]))]
-        base = space.sample(generator)
+        base = space.sample(sampler)
     raise SearchError(f"space: the constraints leave {name} no room to vary")
 
 

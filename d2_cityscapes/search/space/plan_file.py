@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
+from optuna.samplers import RandomSampler
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.search.errors import SearchError
@@ -87,7 +87,7 @@ def _checked(plan: SearchPlan) -> SearchPlan:
             f"objective: task {plan.objective.task!r}: this model has {', '.join(tasks)}"
         )
     plan = replace(plan, space=replace(plan.space, fixed=fixed))
-    plan.space.sample(np.random.default_rng(0))  # one that meets the constraints
+    plan.space.sample(RandomSampler(0))  # one that meets the constraints
     # Detectron2's config knows the types.
     plan.config({})
     for parameter in plan.space.parameters:

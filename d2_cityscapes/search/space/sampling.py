@@ -50,14 +50,16 @@ class FeasibleSampler(BaseSampler):
         if trial.params:  # one that continues another, with its values
             return {}
         sequence = np.random.SeedSequence([self._seed % 2**32, trial.number])
-        sampler = self._proposer(int(sequence.generate_state(1)[0]))
-        for _ in range(_TRIES):
-            params = sampler.sample_relative(study, trial, search_space)
-            if not params:  # at random: TPE has nothing to learn from yet
-                break
-            if self._space.is_feasible(params):
-                return params
-        return self._space.sample(np.random.default_rng(sequence))
+        seed = int(sequence.generate_state(1)[0])
+        if self._name == "tpe":
+            tpe = self._tpe(seed)
+            for _ in range(_TRIES):
+                params = tpe.sample_relative(study, trial, search_space)
+                if not params:  # it has nothing to learn from yet
+                    break
+                if self._space.is_feasible(params):
+                    return params
+        return self._space.sample(RandomSampler(seed))
 
     def sample_independent(
         self,
@@ -68,9 +70,7 @@ class FeasibleSampler(BaseSampler):
     ) -> Any:
         raise AssertionError(f"{param_name} is not in the space")  # relative sampling has them all
 
-    def _proposer(self, seed: int) -> BaseSampler:
-        if self._name == "random":
-            return RandomSampler(seed=seed)
+    def _tpe(self, seed: int) -> TPESampler:
         with warnings.catch_warnings():  # Optuna 4 calls both options experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return TPESampler(

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from optuna.samplers import RandomSampler
 
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.constraints import Constraint
@@ -113,16 +113,23 @@ class Space:
         """Whether every constraint holds."""
         return not self._broken(params)
 
-    def sample(self, generator: np.random.Generator) -> dict[str, Any]:
+    def sample(self, sampler: RandomSampler) -> dict[str, Any]:
         """Params drawn uniformly (log-uniformly) among those that meet the constraints.
+
+        Args:
+            sampler: Optuna's; its seed is what chance there is.
 
         Raises:
             SearchError: none was found in 5000 tries.
         """
+        unseen: Any = None  # the study and the trial, at which this sampler does not look
         broken: set[str] = set()
         always = {constraint.text for constraint in self.constraints}
         for _ in range(_TRIES):
-            params = {p.name: _draw(p.distribution, generator) for p in self.parameters}
+            params = {
+                name: sampler.sample_independent(unseen, unseen, name, distribution)
+                for name, distribution in self.distributions.items()
+            }
             now = {constraint.text for constraint in self._broken(params)}
             if not now:
                 return params
@@ -251,17 +258,3 @@ def _number(name: str, entry: Mapping, part: str, types: tuple[type, ...]) -> An
         hint = "; YAML wants 1.0e-4 for 1e-4" if isinstance(value, str) else ""
         raise SearchError(f"space: {name}: {part} {value!r}: use {kind}{hint}")
     return value
-
-
-def _draw(distribution: BaseDistribution, generator: np.random.Generator) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[int(generator.integers(len(distribution.choices)))]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    if step is not None:
-        # the small number: 0.3 / 0.1 is a little below 3
-        return low + step * int(generator.integers(int((high - low) / step + 1e-9) + 1))
-    if distribution.log:
-        draw = math.exp(generator.uniform(math.log(low), math.log(high)))
-        return min(max(draw, low), high)
-    return float(generator.uniform(low, high))
