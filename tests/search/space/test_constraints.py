@@ -23,6 +23,7 @@ VALUES = {"A.LOW[0]": 0.2, "A.LOW[1]": 0.5, "B": 3, "C": 0}
         ("not B > 2", False),
         ("B > 5 or B != 4", True),
         ("B > 2 and C > 0", False),
+        ("B > 1e-4 and (C > 0) == False", True),
     ],
 )
 def test_conditions(text, expected):
@@ -38,6 +39,7 @@ def test_names():
     [
         "", "A <", "A.LOW[0]", "1 < 2", "A + B", "max(A, B) < 1", "__import__('os').x < 1",
         "A < 'x'", "A in B", "A[x] < 1", "A[-1] < 1", "A ** 2 < 1", "[A][0] < 1", "A if B else A",
+        "A[0]B < 1", "A[0].B < 1", "A . B < 1", "é < A", "A < (B := 1)", "lambda: A < 1", "-A",
     ],
 )  # fmt: skip
 def test_other_expressions_are_refused(text):
