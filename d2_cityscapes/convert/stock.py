@@ -21,6 +21,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from d2_cityscapes.convert.files import ConversionError, counted, read_weights, write_weights
@@ -30,6 +31,7 @@ from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 from d2_cityscapes.modeling.anchors.record import RECORD, REMEDY, anchor_difference, find_records
+from d2_cityscapes.run_folder import CONFIG
 
 __all__ = ["convert_to_stock", "stock_config"]
 
@@ -79,9 +81,9 @@ def convert_to_stock(
     Raises:
         ConversionError: a model that stock Detectron2 cannot express, or weights of another one.
     """
-    source = Path(config_file) if config_file else input.parent / "config.yaml"
-    config, weights = output / "config.yaml", output / "model.pth"
-    _check_paths(input, source, output)
+    source = Path(config_file) if config_file else input.parent / CONFIG
+    config, weights = output / CONFIG, output / "model.pth"
+    _check_paths((input, source), (config, weights))
     tensors = read_weights(input)
     cfg = load_config(source, train=False)
     stock = stock_config(cfg, source)
@@ -138,15 +140,16 @@ def stock_config(cfg: CfgNode, source: str | Path = "config") -> CfgNode:
     return stock
 
 
-def _check_paths(input: Path, source: Path, output: Path) -> None:
+def _check_paths(inputs: tuple[Path, Path], outputs: tuple[Path, Path]) -> None:
+    (input, source), folder = inputs, outputs[0].parent
     if not input.is_file():
         raise ConversionError(f"{input}: no such file")
     if not source.is_file():
         raise ConversionError(f"{source}: no such file; name the config in --config-file")
-    if output.exists() and not output.is_dir():
-        raise ConversionError(f"{output}: is a file; the output is a folder of two files")
-    inputs = {input.resolve(), source.resolve()}
-    taken = [p for p in (output / "config.yaml", output / "model.pth") if p.resolve() in inputs]
+    if folder.exists() and not folder.is_dir():
+        raise ConversionError(f"{folder}: is a file; the output is a folder of two files")
+    read = {path.resolve() for path in inputs}
+    taken = [path for path in outputs if path.resolve() in read]
     if taken:
         raise ConversionError(f"{taken[0]}: would be overwritten; take another folder")
 
@@ -156,7 +159,7 @@ def _component_names(cfg: CfgNode) -> dict[str, str]:
     return {key: _get(cfg.MODEL, key) for key in COMPONENTS}
 
 
-def _is_stock(registry, name: str) -> bool:
+def _is_stock(registry: Registry, name: str) -> bool:
     return name in registry and registry.get(name).__module__.startswith("detectron2.modeling.")
 
 
@@ -222,7 +225,7 @@ def _relevant(names: Iterable[str]) -> list[str]:
 def _check_anchors(tensors: Mapping[str, Tensor], model: nn.Module, input: Path) -> None:
     """The config's anchors must be those that the weights were trained with, if they tell."""
     for name, record in find_records(tensors).items():
-        generator = model.get_submodule(name.rpartition(".")[0])
+        generator: Any = model.get_submodule(name.rpartition(".")[0])
         difference = anchor_difference(record, generator.cell_anchors)
         if difference:
             raise AnchorError(f"{input}: {difference}; {REMEDY}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -231,7 +231,7 @@ def _settle_device(cfg: CfgNode) -> None:
             cfg.SOLVER.AMP.ENABLED = False
 
 
-def _merge(cfg: CfgNode, source: str, merge) -> None:
+def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -23,6 +24,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
@@ -57,12 +61,13 @@ from d2_cityscapes.engine.step.schedules import (
 )
 from d2_cityscapes.engine.step.training_step import build_training_step, check_training_step
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
-from d2_cityscapes.evaluation.evaluators import build_evaluator
+from d2_cityscapes.evaluation.evaluators import ShardEvaluators, build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import unwrap
+from d2_cityscapes.run_folder import PICTURES, RESULTS
 
 __all__ = ["Trainer", "checked_config", "evaluate", "setup", "train"]
 
@@ -104,11 +109,11 @@ class Trainer(DefaultTrainer):
         return build_model(cfg)
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer):
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
@@ -117,7 +122,7 @@ class Trainer(DefaultTrainer):
         return Prefetcher(loader, cfg.MODEL.DEVICE) if cfg.DATALOADER.PREFETCH else loader
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = CityscapesShardMapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -125,12 +130,19 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         pictures = []
         if cfg.TEST.NUM_PICTURES > 0:
-            folder = Path(cfg.OUTPUT_DIR) / "pictures" / dataset_name
+            folder = Path(cfg.OUTPUT_DIR) / PICTURES / dataset_name
             pictures.append(PictureWriter(dataset_name, folder, cfg.TEST.NUM_PICTURES))
         return build_evaluator(cfg, dataset_name, cfg.OUTPUT_DIR, beside=pictures)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None, *, weights=None) -> dict:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[ShardEvaluators] | None = None,
+        *,
+        weights: str | Path | None = None,
+    ) -> dict:
         """Evaluate on every dataset of DATASETS.TEST and write OUTPUT_DIR/results.json.
 
         Args:
@@ -141,7 +153,7 @@ class Trainer(DefaultTrainer):
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            path = Path(cfg.OUTPUT_DIR) / "results.json"
+            path = Path(cfg.OUTPUT_DIR) / RESULTS
             write_results(
                 path,
                 [row for evaluator in evaluators for row in evaluator.rows],
@@ -233,13 +245,13 @@ class Trainer(DefaultTrainer):
 
 def _check_results(cfg: CfgNode) -> None:
     """Hold the results.json just written against TEST.EXPECTED_RESULTS."""
-    rows, _ = read_results(Path(cfg.OUTPUT_DIR) / "results.json")
+    rows, _ = read_results(Path(cfg.OUTPUT_DIR) / RESULTS)
     check_expected(cfg.TEST.EXPECTED_RESULTS, rows)
 
 
 def _sign_results(trainer: Trainer) -> None:
     """Enter the checksum of the final weights, just evaluated, into results.json."""
-    results = Path(trainer.cfg.OUTPUT_DIR) / "results.json"
+    results = Path(trainer.cfg.OUTPUT_DIR) / RESULTS
     if trainer.iter >= trainer.max_iter:  # not after an error in the last step
         add_weights(results, final_weights(trainer.cfg))
 

@@ -23,10 +23,11 @@ from d2_cityscapes.report.page import (
     table_html,
 )
 from d2_cityscapes.report.stage_table import make_stage_tables
+from d2_cityscapes.run_folder import CONFIG, METRICS, PICTURES, RESULTS
 
 __all__ = ["Run", "find_runs", "write_report"]
 
-_MARKS = ("metrics.json", "results.json", "pictures", "config.yaml")
+_MARKS = (METRICS, RESULTS, PICTURES, CONFIG)
 _PICTURES = 12  # at most, of each dataset
 _PICTURE_WIDTH = 2048
 _HEADLINES = ("AP", "AP50", "mIoU", "PQ", "PQ_dagger")
@@ -52,16 +53,16 @@ class Run:
 
     @property
     def metrics(self) -> Path:
-        return self.folder / "metrics.json"
+        return self.folder / METRICS
 
     def results(self) -> tuple[list[ResultRow], dict[str, Any]]:
         """Rows and other fields of its results.json; nothing where it was not evaluated."""
-        path = self.folder / "results.json"
+        path = self.folder / RESULTS
         return read_results(path) if path.is_file() else ([], {})
 
     def pictures(self) -> dict[str, list[Path]]:
         """Dataset -> its pictures by name."""
-        folders = sorted(p for p in self.folder.glob("pictures/*") if p.is_dir())
+        folders = sorted(p for p in self.folder.glob(f"{PICTURES}/*") if p.is_dir())
         return {f.name: files for f in folders if (files := sorted(f.glob("*.png")))}
 
 

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import file_sha256, write_json
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
+from d2_cityscapes.run_folder import CONFIG
 
 __all__ = [
     "StageChangedError",
@@ -62,7 +63,7 @@ def check_settings(folder: Path, cfg: CfgNode) -> None:
         StageChangedError: settings differ that weights or results follow from; all are in the
             details.
     """
-    before = _read_config(folder / "config.yaml")
+    before = _read_config(folder / CONFIG)
     free = {*_FREE}
     source = cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE
     if source and not Path(source).is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from d2_cityscapes.convert import convert_file
+from d2_cityscapes.engine.checkpoints.averaging import final_weights
 from d2_cityscapes.engine.setup import check_datasets, check_weights_file, load_config
 from d2_cityscapes.engine.step.schedules import check_schedule
 from d2_cityscapes.errors import D2CityscapesError
@@ -16,6 +17,7 @@ from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, ResultsError, read_results
 from d2_cityscapes.files import file_sha256, lock_folder, remove_temporaries
 from d2_cityscapes.modeling.anchors.generator import fit_anchors
+from d2_cityscapes.run_folder import FINAL, FINAL_AVERAGE, LAST_CHECKPOINT, RESULTS
 from d2_cityscapes.stages.changes import (
     check_first_weights,
     check_settings,
@@ -74,16 +76,17 @@ class Stage:
 
     @property
     def final_weights(self) -> Path:
-        return _final_weights(self.output_dir)
+        """Those that it is evaluated with, and the next stage begins with."""
+        return final_weights(self.cfg)
 
     @property
     def results(self) -> Path:
-        return self.output_dir / "results.json"
+        return self.output_dir / RESULTS
 
     @property
     def has_begun(self) -> bool:
         """It has left weights: to resume from, or the final ones."""
-        return (self.output_dir / "last_checkpoint").is_file() or self.final_weights.is_file()
+        return (self.output_dir / LAST_CHECKPOINT).is_file() or bool(_trained(self.output_dir))
 
     @property
     def is_done(self) -> bool:
@@ -155,7 +158,7 @@ def stage_results(plan: Sequence[Stage]) -> dict[str, list[ResultRow]]:
     """ "stage1" -> its results, for the stages of the plan and finished ones before its last."""
     last = plan[-1]
     folders = [last.output_dir.with_name(f"stage{number}") for number in range(last.number + 1)]
-    return {f.name: read_results(f / "results.json")[0] for f in folders if _is_scored(f)}
+    return {f.name: read_results(f / RESULTS)[0] for f in folders if _is_scored(f)}
 
 
 def summary(plan: Sequence[Stage]) -> list[str]:
@@ -172,8 +175,12 @@ def _plan_stage(
     file_before = config_dir / f"stage{number - 1}.yaml"
     before = load_config(file_before, opts, train=False) if file_before.is_file() else None
 
-    weights, deeplab = _final_weights(output_dir / f"stage{number - 1}"), None
-    if weights.is_file() or (plan and plan[-1].number == number - 1):
+    if plan and plan[-1].number == number - 1:
+        weights = plan[-1].final_weights
+    else:
+        weights = next(iter(_trained(output_dir / f"stage{number - 1}")), None)
+    deeplab = None
+    if weights is not None:
         if before is not None and _is_deeplab(before) and not _is_deeplab(cfg):
             deeplab, weights = weights, weights.with_name("backbone.pth")
         own += ["MODEL.WEIGHTS", str(weights)]
@@ -242,19 +249,17 @@ def _headline(rows: Sequence[ResultRow]) -> str:
     return f"{', '.join(numbers)}; {'; '.join(scope)}"
 
 
-def _final_weights(output_dir: Path) -> Path:
-    return output_dir / "model_final.pth"
+def _trained(folder: Path) -> list[Path]:
+    """The final weights in a folder; the average, which is what was evaluated, before the last."""
+    return [path for path in (folder / FINAL_AVERAGE, folder / FINAL) if path.is_file()]
 
 
 def _is_scored(folder: Path) -> bool:
-    weights, results = _final_weights(folder), folder / "results.json"
-    if not weights.is_file() or not results.is_file():
-        return False
     try:
-        _, about = read_results(results)
+        _, about = read_results(folder / RESULTS)
     except ResultsError:
         return False
-    return about.get("weights_sha256") == file_sha256(weights)
+    return about.get("weights_sha256") in map(file_sha256, _trained(folder))
 
 
 def _is_deeplab(cfg: CfgNode) -> bool:

@@ -9,6 +9,7 @@ import torchvision
 from d2_cityscapes.convert import torchvision_to_detectron2
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.results import write_results
 from d2_cityscapes.files import lock_folder
 from d2_cityscapes.modeling.anchors.clustering import read_anchors
 from d2_cityscapes.stages import run as stages_room
@@ -173,6 +174,22 @@ def test_a_semantic_fpn_is_handed_on_as_it_is(repository, tmp_path, tiny_opts):
     _save_deeplab(tmp_path / "stage0" / "model_final.pth", seed=1)
     (stage,) = _plan(repository, tmp_path, tiny_opts, stages=[1])
     assert str(tmp_path / "stage0" / "model_final.pth") == stage.cfg.MODEL.WEIGHTS
+
+
+def test_averaged_weights_are_what_is_scored_and_handed_on(repository, tmp_path, tiny_opts):
+    opts = [*tiny_opts, "SOLVER.EMA_DECAY", "0.9"]
+    one, two = _plan(
+        repository, tmp_path, ["MODEL.WEIGHTS", "detectron2://x", *opts], stages=[1, 2]
+    )
+    average = tmp_path / "stage1" / "model_final_ema.pth"
+    assert str(average) == two.cfg.MODEL.WEIGHTS
+    one.output_dir.mkdir()
+    for seed, path in enumerate((one.output_dir / "model_final.pth", average)):
+        _save_deeplab(path, seed)
+    write_results(one.results, [], seconds=1.0, weights=average)
+    assert one.is_done and list(stage_results([two])) == ["stage1"]
+    (alone,) = _plan(repository, tmp_path, opts, stages=[2])
+    assert str(average) == alone.cfg.MODEL.WEIGHTS
 
 
 def test_anchors_are_fitted_again_until_their_first_stage_has_begun(

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
-from d2_cityscapes.engine.checkpoints.saving import FINAL, FINAL_AVERAGE, save_weights
+from d2_cityscapes.engine.checkpoints.saving import save_weights
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.step.optimizer import optimized_parameters
 from d2_cityscapes.modeling.freezing.freeze import unwrap
+from d2_cityscapes.run_folder import FINAL, FINAL_AVERAGE
 
 __all__ = ["AveragingHook", "check_averaging", "final_weights"]
 
@@ -73,7 +74,7 @@ class AveragingHook(HookBase):
             self._handle.remove()
         # Also called after an exception, when there is nothing final.
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
-            path = Path(self.trainer.cfg.OUTPUT_DIR) / f"{FINAL_AVERAGE}.pth"
+            path = Path(self.trainer.cfg.OUTPUT_DIR) / FINAL_AVERAGE
             with self.in_place():
                 save_weights(path, unwrap(self.trainer.model).state_dict())
             logger.info("average of the weights written to %s", path)
@@ -127,5 +128,4 @@ def check_averaging(cfg: CfgNode) -> None:
 
 def final_weights(cfg: CfgNode) -> Path:
     """The file with the weights that the last evaluation of a training was of."""
-    name = FINAL_AVERAGE if cfg.SOLVER.EMA_DECAY > 0 else FINAL
-    return Path(cfg.OUTPUT_DIR) / f"{name}.pth"
+    return Path(cfg.OUTPUT_DIR) / (FINAL_AVERAGE if cfg.SOLVER.EMA_DECAY > 0 else FINAL)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from d2_cityscapes.engine.checkpoints.load_report import LoadReport, shortened
@@ -27,6 +28,7 @@ from d2_cityscapes.modeling.anchors.record import (
     find_records,
     record_of_cells,
 )
+from d2_cityscapes.run_folder import LAST_CHECKPOINT
 
 __all__ = ["CheckpointError", "Checkpointer"]
 
@@ -109,7 +111,7 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(f"{self._path}: cannot be fetched ({error})") from error
         if not os.path.isfile(local):
             resumes = self._purpose == "resume"
-            named = f", though {self.save_dir}/last_checkpoint names it" if resumes else ""
+            named = f", though {self.save_dir}/{LAST_CHECKPOINT} names it" if resumes else ""
             raise CheckpointError(f"{self._path}: no such file{named}")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         return checkpoint
 
-    def _load_model(self, checkpoint: dict[str, Any]):
+    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         weights = checkpoint["model"]
         torchvision = any(name.endswith(_TORCHVISION) for name in weights)
         if self._purpose == "resume":
@@ -147,7 +149,7 @@ class Checkpointer(DetectionCheckpointer):
         self._check_complete(report)
         return incompatible
 
-    def _log_incompatible_keys(self, incompatible) -> None:
+    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         """The report has said it."""
 
     def _check_states(self, checkpoint: Mapping[str, Any]) -> None:
@@ -264,7 +266,9 @@ class Checkpointer(DetectionCheckpointer):
         return names
 
 
-def _make_report(state: Mapping[str, Tensor], excluded: Sequence[str], incompatible) -> LoadReport:
+def _make_report(
+    state: Mapping[str, Tensor], excluded: Sequence[str], incompatible: _IncompatibleKeys
+) -> LoadReport:
     """From what fvcore found incompatible, whose missing keys contain those of other shapes."""
     records, out = find_records(state), set(excluded)
     names = [name for name in state if not name.endswith(_COUNTER) and name not in records]

@@ -12,18 +12,14 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor
 
 from d2_cityscapes.files import open_atomically, write_atomically
+from d2_cityscapes.run_folder import FINAL, LAST_CHECKPOINT
 
 __all__ = [
-    "FINAL",
-    "FINAL_AVERAGE",
     "complete_final_weights",
     "save_checkpoint",
     "save_weights",
     "tag_checkpoint",
 ]
-
-FINAL = "model_final"  # name of Detectron2's last checkpoint
-FINAL_AVERAGE = "model_final_ema"  # weights alone, see `AveragingHook`
 
 
 def save_checkpoint(checkpointer: Checkpointer, name: str, **extra: Any) -> None:
@@ -50,7 +46,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 def tag_checkpoint(checkpointer: Checkpointer, name: str) -> None:
     """Name the file to resume from, in place of ``Checkpointer.tag_last_checkpoint``."""
-    write_atomically(Path(checkpointer.save_dir) / "last_checkpoint", [name.encode()])
+    write_atomically(Path(checkpointer.save_dir) / LAST_CHECKPOINT, [name.encode()])
 
 
 def complete_final_weights(trainer: DefaultTrainer) -> None:
@@ -58,6 +54,6 @@ def complete_final_weights(trainer: DefaultTrainer) -> None:
 
     Detectron2 writes them after the last step only, which such a run has behind it when it resumes.
     """
-    path = Path(trainer.cfg.OUTPUT_DIR) / f"{FINAL}.pth"
+    path = Path(trainer.cfg.OUTPUT_DIR) / FINAL
     if trainer.start_iter >= trainer.max_iter and not path.is_file():
-        trainer.checkpointer.save(FINAL, iteration=trainer.iter)
+        trainer.checkpointer.save(path.stem, iteration=trainer.iter)

@@ -155,7 +155,7 @@ class TrainingStep(SimpleTrainer):
         """Whether a rank has no losses: the others would wait for its gradients for ever."""
         return bool(self.max_skipped_steps) and not all(comm.all_gather(bool(losses)))
 
-    def _scaled(self, loss: Tensor) -> Tensor:
+    def _scaled(self, loss: Any) -> Tensor:
         return loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
 
     def _precision(self) -> AbstractContextManager:
