@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
 
@@ -46,8 +47,6 @@ class Workers:
         self._environments = worker_environments(count)
         self._lock = threading.Lock()
         self._processes: set[Process] = set()
-        self._errors: list[BaseException] = []
-        self._ended = threading.Semaphore(0)
         self.stopping = threading.Event()
 
     def run(self, work: Callable[[Mapping[str, str]], None]) -> None:
@@ -55,20 +54,12 @@ class Workers:
 
         An exception in one of them, or Ctrl-C, ends all and is raised here.
         """
-        for environment in self._environments:
-            threading.Thread(target=self._guarded, args=(work, environment), daemon=True).start()
-        # Not Thread.join: interrupted by Ctrl-C, it takes a running thread for one that has ended.
-        running = len(self._environments)
-        try:
-            while running:
-                self._ended.acquire()
-                running -= 1
-        finally:
-            self._stop()
-            for _ in range(running):
-                self._ended.acquire()
-        if self._errors:
-            raise self._errors[0]
+        with ThreadPoolExecutor(len(self._environments)) as pool:
+            try:
+                for done in as_completed([pool.submit(work, e) for e in self._environments]):
+                    done.result()
+            finally:
+                self._stop()
 
     def run_process(
         self,
@@ -101,15 +92,6 @@ class Workers:
                 self._processes.discard(process)
         interrupted = outcome.state == "interrupted" and self.stopping.is_set()
         return None if interrupted else outcome
-
-    def _guarded(self, work: Callable, environment: Mapping[str, str]) -> None:
-        try:
-            work(environment)
-        except BaseException as error:
-            self._errors.append(error)
-            self._stop()
-        finally:
-            self._ended.release()
 
     def _stop(self) -> None:
         with self._lock:
