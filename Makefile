@@ -41,10 +41,11 @@ test: $(ready)  ## everything from nothing: the environment, then the test suite
 test-all: $(ready)  ## the tests marked slow too
 	$(python) -m pytest $(parallel) -m ''
 
-lint: $(ready)  ## ruff, and mypy on the plain rooms
+lint: $(ready)  ## ruff, types (mypy) and which room imports which (import-linter)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+	$(VENV)/bin/lint-imports
 
 clean-demo:  ## remove what make demo made
 	rm -rf $(DEMO)

@@ -1,6 +1,12 @@
 """Packaging of d2_cityscapes. Imports nothing but setuptools, so that any pip can read it."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+_PACKAGE = (Path(__file__).parent / "d2_cityscapes" / "__init__.py").read_text(encoding="utf-8")
+_VERSION = re.search(r'^__version__ = "(.+)"$', _PACKAGE, re.MULTILINE)
 
 _JPEG2000 = ["imagecodecs>=2026.1.14"]
 _POSTGRESQL = ["psycopg2-binary>=2.9"]
@@ -9,7 +15,7 @@ _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
 
 setup(
     name="d2_cityscapes",
-    version="0.1.0",
+    version=_VERSION[1],
     description="Detectron2 components for the segmentation of street scenes (Cityscapes)",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -44,6 +50,7 @@ setup(
             "hypothesis>=6",
             "ruff>=0.5",
             "mypy>=1.10",
+            "import-linter>=2.1",
             *_JPEG2000,
             *_BENCHMARK,
             *_POSTGRESQL,

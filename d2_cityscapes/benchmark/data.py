@@ -10,7 +10,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from d2_cityscapes.data.register import load_shards, register_cityscapes_shards
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.shards.reader import ShardReader
+from d2_cityscapes.sources.names import ANNOTATIONS, IMAGE_FOLDER
 
 try:
     import psutil
@@ -44,7 +45,7 @@ except ImportError as _error:  # cv2 and shapely are imported by Detectron2 when
         "run outside of Meta) and `pip install opencv-python-headless psutil shapely`"
     ) from _error
 
-__all__ = ["STOCK", "DataBenchmark", "benchmark_data"]
+__all__ = ["STOCK", "DataBenchmark", "benchmark_data", "load_stock", "mask_format"]
 
 BATCH_SIZE = 4
 _NAME = "benchmark_data"
@@ -94,7 +95,9 @@ def benchmark_data(
 def _listing(settings: DataBenchmark) -> list[Comparison]:
     images = len(ShardReader(settings.shards, split=settings.split))
     peers = {
-        f"load_cityscapes_instances, {name}": partial(_load_stock, settings, name)
+        f"load_cityscapes_instances, {name}": partial(
+            load_stock, settings.cityscapes, settings.split, name
+        )
         for name in settings.stock
     }
     ours = partial(load_shards, settings.shards, split=settings.split)
@@ -113,8 +116,9 @@ def _mapping(settings: DataBenchmark) -> list[Comparison]:
     contenders = {"ours": (CityscapesShardMapper(cfg, True), dicts)}
     files = {d["file_name"] for d in dicts}
     for name in settings.stock:
-        cfg.INPUT.MASK_FORMAT = _mask_format(name)
-        stock = [d for d in _load_stock(settings, name) if Path(d["file_name"]).name in files]
+        cfg.INPUT.MASK_FORMAT = mask_format(name)
+        stock = load_stock(settings.cityscapes, settings.split, name)
+        stock = [d for d in stock if Path(d["file_name"]).name in files]
         contenders[f"DatasetMapper, {name}"] = (DatasetMapper(cfg, True), stock)
 
     def run(mapper: Callable[[dict], dict], images: list[dict]) -> None:
@@ -231,14 +235,14 @@ def _usage() -> tuple[float, float]:
     return total[0] / 1e6, total[1] / 1e6
 
 
-def _loader(settings: DataBenchmark, name: str, workers: int):
+def _loader(settings: DataBenchmark, name: str, workers: int) -> Iterable[list[dict]]:
     cfg = _config(settings)
     cfg.DATALOADER.NUM_WORKERS = workers
     if name == "ours":
         register_cityscapes_shards(_NAME, settings.shards, split=settings.split)
         return build_train_loader(cfg)
-    cfg.INPUT.MASK_FORMAT = _mask_format(name)
-    DatasetCatalog.register(_NAME, partial(_load_stock, settings, name))
+    cfg.INPUT.MASK_FORMAT = mask_format(name)
+    DatasetCatalog.register(_NAME, partial(load_stock, settings.cityscapes, settings.split, name))
     MetadataCatalog.get(_NAME).set(thing_classes=[c.name for c in CITYSCAPES.things])
     return build_detection_train_loader(cfg)
 
@@ -258,14 +262,15 @@ def _config(settings: DataBenchmark) -> CfgNode:
     return cfg
 
 
-def _mask_format(name: str) -> str:
+def mask_format(name: str) -> str:
+    """INPUT.MASK_FORMAT for what one of the ways of `STOCK` gives."""
     return "polygon" if STOCK[name]["to_polygons"] else "bitmask"
 
 
-def _load_stock(settings: DataBenchmark, name: str) -> list[dict]:
-    image_dir = settings.cityscapes / "leftImg8bit" / settings.split
-    gt_dir = settings.cityscapes / "gtFine" / settings.split
-    return load_cityscapes_instances(str(image_dir), str(gt_dir), **STOCK[name])
+def load_stock(cityscapes: Path, split: str, name: str) -> list[dict]:
+    """Dataset dicts of a PNG tree, read by Detectron2 in one of the ways of `STOCK`."""
+    folders = (cityscapes / part / split for part in (IMAGE_FOLDER, ANNOTATIONS[split]))
+    return load_cityscapes_instances(*map(str, folders), **STOCK[name])
 
 
 def _fork_workers() -> None:

@@ -161,7 +161,7 @@ def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
 
 def _panoptic_commands(
     settings: EvaluationBenchmark, truth: Path, predicted: Path, folder: Path
-) -> tuple[Callable[[], None], Callable[[], None]]:
+) -> tuple[Callable[[], object], Callable[[], object]]:
     """Our command and the official one, each in processes of its own."""
     run = partial(
         subprocess.run, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -278,6 +278,7 @@ def _as_coco(ids: np.ndarray, path: Path) -> Path:
     """Write the instances of an (H, W) map as COCO annotations."""
     found = find_instances(ids, CITYSCAPES)
     objects = true_objects(found, ids, CITYSCAPES)
+    assert objects.masks is not None
     annotations = [
         {
             "id": k + 1,

@@ -85,7 +85,7 @@ def direct_losses(
     return {"loss_sem_seg": loss * head.loss_weight}
 
 
-def _direct_mini_dl(module: MiniDL, x: Tensor) -> Tensor:
+def _direct_mini_dl(module: Any, x: Tensor) -> Tensor:
     branches = (module.branch_local(x), module.branch_dilated(x), direct_context(module, x))
     hidden = F.leaky_relu(module.branch_norm(torch.cat(branches, dim=1)), module.slope)
     return F.leaky_relu(module.fuse_norm(module.fuse(hidden)), module.slope)

@@ -24,16 +24,22 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter
 
 if TYPE_CHECKING:
     from d2_cityscapes.benchmark.comparison import Comparison
+
+__all__ = ["main"]
+
+# What says what was found so far, and what a mode has found: its settings, its comparisons.
+Report = Callable[["Sequence[Comparison]"], None]
+Measured = tuple[Any, "Sequence[Comparison]"]
 
 SIZE = {"height": 1024, "width": 2048}
 
@@ -112,6 +118,7 @@ def add_common(mode: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     modes = parse_args(argv)
     from d2_cityscapes.dependencies import require_detectron2
 
@@ -157,7 +164,7 @@ def scenes(args: argparse.Namespace) -> Path:
     return tree
 
 
-def measure_data(args: argparse.Namespace, report):
+def measure_data(args: argparse.Namespace, report: Report) -> Measured:
     from d2_cityscapes.benchmark.data import DataBenchmark, benchmark_data
     from d2_cityscapes.shards.writer import write_shards
     from d2_cityscapes.sources.cityscapes import find_sources
@@ -176,7 +183,7 @@ def measure_data(args: argparse.Namespace, report):
     return settings, benchmark_data(settings, report=report)
 
 
-def measure_evaluation(args: argparse.Namespace, report):
+def measure_evaluation(args: argparse.Namespace, report: Report) -> Measured:
     from d2_cityscapes.benchmark.evaluation import EvaluationBenchmark, benchmark_evaluation
 
     settings = EvaluationBenchmark(
@@ -189,21 +196,21 @@ def measure_evaluation(args: argparse.Namespace, report):
     return settings, benchmark_evaluation(settings, report=report)
 
 
-def measure_minidl(args: argparse.Namespace, report):
+def measure_minidl(args: argparse.Namespace, report: Report) -> Measured:
     from d2_cityscapes.benchmark.minidl import MiniDLBenchmark, benchmark_minidl
 
     settings = MiniDLBenchmark(rounds=args.rounds)
     return settings, benchmark_minidl(settings, report=report)
 
 
-def measure_fusion(args: argparse.Namespace, report):
+def measure_fusion(args: argparse.Namespace, report: Report) -> Measured:
     from d2_cityscapes.benchmark.fusion import FusionBenchmark, benchmark_fusion
 
     settings = FusionBenchmark(rounds=args.rounds)
     return settings, benchmark_fusion(settings, report=report)
 
 
-def measure_training(args: argparse.Namespace, report):
+def measure_training(args: argparse.Namespace, report: Report) -> Measured:
     import torch
 
     from d2_cityscapes.benchmark.trainers import TrainingBenchmark

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
 
+__all__ = ["main"]
+
 TORCHVISION = """\
 ResNet in torchvision's names -> body of Detectron2's ResNet FPN.
 
@@ -86,6 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     from d2_cityscapes.convert import convert_file
     from d2_cityscapes.dependencies import require_detectron2
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
 
+__all__ = ["main"]
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -40,6 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     from d2_cityscapes.data import ShardReader
     from d2_cityscapes.files import write_atomically

@@ -37,6 +37,8 @@ from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
 
+__all__ = ["main"]
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -64,6 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     started = time.perf_counter()
     from d2_cityscapes.evaluation.panoptic.files import find_panoptic_files

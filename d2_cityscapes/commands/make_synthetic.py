@@ -15,8 +15,11 @@ from collections.abc import Sequence
 
 from d2_cityscapes.commands.cli import HelpFormatter
 
+__all__ = ["main"]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--output", required=True, help="folder to write; new, empty or begun by this command"

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from d2_cityscapes.commands.cli import HelpFormatter
 
+__all__ = ["main"]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, or those of the process."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=HelpFormatter,

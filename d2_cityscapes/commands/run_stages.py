@@ -29,6 +29,8 @@ from pathlib import Path
 from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
 
+__all__ = ["main"]
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -59,6 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     require_detectron2()
     from d2_cityscapes.files import write_atomically

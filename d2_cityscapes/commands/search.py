@@ -24,6 +24,8 @@ from tqdm import tqdm
 from d2_cityscapes.commands.cli import HelpFormatter
 from d2_cityscapes.dependencies import require_detectron2
 
+__all__ = ["main"]
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -55,6 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     require_detectron2()
     from optuna.trial import TrialState
@@ -124,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 search, plan, best,
                 seeds=args.confirm_seeds, output_dir=args.output_dir, workers=args.workers, say=say,
             )  # fmt: skip
-            confirmed = [ConfirmedTrial(t.number, t.value, again[t.number]) for t in best]
+            confirmed = [ConfirmedTrial(t.number, t.values[0], again[t.number]) for t in best]
     found = importances(search.study, seed=args.seed)
     print(summary(search.study, found=found))
     if confirmed:

@@ -20,8 +20,11 @@ from collections.abc import Sequence
 
 from d2_cityscapes.dependencies import require_detectron2
 
+__all__ = ["main", "train_or_evaluate"]
 
-def train_or_evaluate(args: argparse.Namespace) -> None:  # worker processes import it by name
+
+def train_or_evaluate(args: argparse.Namespace) -> None:
+    """What each process of a training does; worker processes import it by name."""
     from d2_cityscapes.engine.trainer import evaluate, setup, train
 
     cfg = setup(args)
@@ -71,6 +74,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     require_detectron2()
     args = parse_args(argv)
     if args.dry_run:

@@ -30,7 +30,9 @@ CONVERSIONS = {
 }
 
 
-def convert_file(kind: str, input: str | Path, output: str | Path, **options) -> tuple[str, ...]:
+def convert_file(
+    kind: str, input: str | Path, output: str | Path, **options: Any
+) -> tuple[str, ...]:
     """Convert a file of weights; the output appears whole or not at all.
 
     Args:

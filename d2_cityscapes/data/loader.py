@@ -118,7 +118,7 @@ class TrainLoader:
             logger.info("data order: seed %d of the resumed run", state["seed"])
         self._sampler.seed, self._position = state["seed"], state["position"]
 
-    def _batches(self):
+    def _batches(self) -> Iterator[list[dict]]:
         # A worker of a grouping loader hands over single images, otherwise whole batches. Workers
         # take turns, so with chunks of that size the stream arrives in order.
         batch_size = self._total_batch_size // self._sampler.world_size

@@ -60,6 +60,8 @@ class ProgressHook(HookBase):
 class ProgressPrinter(CommonMetricPrinter):
     """Detectron2's line of a training, with `progress_text` at its end."""
 
+    logger: logging.Logger | logging.LoggerAdapter
+
     def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
         super().__init__(max_iter, window_size)
         self.logger = _WithProgress(self.logger, {})

@@ -6,12 +6,14 @@ Detectron2's (dx, dy, dw, dh) that turn a proposal into a detection.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from d2_cityscapes.errors import D2CityscapesError
@@ -78,7 +80,7 @@ class GIoUROIHeads(StandardROIHeads):
     """
 
     @configurable
-    def __init__(self, *, giou_weight: float = 0.0, **kwargs):
+    def __init__(self, *, giou_weight: float = 0.0, **kwargs: Any) -> None:
         """
         Args:
             giou_weight: w, in [0, 1]. Above 0, `box_predictor` must be a `GIoUOutputLayers`.
@@ -91,14 +93,14 @@ class GIoUROIHeads(StandardROIHeads):
         self.giou_weight = giou_weight
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return {
             **super().from_config(cfg, input_shape),
             "giou_weight": cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT,
         }
 
     @classmethod
-    def _init_box_head(cls, cfg, input_shape):
+    def _init_box_head(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         parts = super()._init_box_head(cfg, input_shape)
         if cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT > 0:
             # Same weights and same random state as stock: runs that differ in w alone start alike.
@@ -108,7 +110,13 @@ class GIoUROIHeads(StandardROIHeads):
             parts["box_predictor"].load_state_dict(stock.state_dict())
         return parts
 
-    def forward(self, images, features, proposals, targets=None):
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
         """See `StandardROIHeads.forward`."""
         instances, losses = super().forward(images, features, proposals, targets)
         if self.training and self.giou_weight > 0:

@@ -6,10 +6,12 @@ the mask is class-agnostic), S the side of a mask in cells.
 
 from __future__ import annotations
 
+from typing import Any
+
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import Linear, ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead
@@ -36,7 +38,7 @@ class SoftmaxMaskRCNNHead(MaskRCNNConvUpsampleHead):
     """
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, **kwargs):
+    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, **kwargs: Any) -> None:
         """
         Args:
             input_shape: of the region features.
@@ -46,7 +48,7 @@ class SoftmaxMaskRCNNHead(MaskRCNNConvUpsampleHead):
         super().__init__(input_shape, num_classes=num_classes + 1, **kwargs)
         self.num_classes = num_classes
 
-    def forward(self, x: Tensor, instances: list[Instances]):
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         """Losses in training, else `instances` with "pred_masks" (R, 1, S, S) probabilities.
 
         Args:
@@ -100,7 +102,9 @@ class MLPMaskHead(BaseMaskRCNNHead):
     """
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, fc_dims: list[int], **kwargs):
+    def __init__(
+        self, input_shape: ShapeSpec, *, num_classes: int, fc_dims: list[int], **kwargs: Any
+    ) -> None:
         """
         Args:
             input_shape: channels, height and width of the region features; they are square.
@@ -124,7 +128,7 @@ class MLPMaskHead(BaseMaskRCNNHead):
         nn.init.zeros_(self.predictor.bias)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":  # it halves the features after pooling
             raise D2CityscapesError(
                 "MODEL.ROI_MASK_HEAD.NAME MLPMaskHead needs region features of a fixed size, which "

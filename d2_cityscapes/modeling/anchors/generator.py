@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
+from torch import Tensor
 
 from d2_cityscapes.modeling.anchors.clustering import (
     DEFAULT_RATIOS,
@@ -55,16 +57,25 @@ class KMeansAnchorGenerator(DefaultAnchorGenerator):
     """
 
     @configurable
-    def __init__(self, *, sizes, aspect_ratios, strides, offset=0.5):
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
+        offset: float = 0.5,
+    ) -> None:
         """The arguments of `DefaultAnchorGenerator`."""
         super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
         self.register_buffer(RECORD, make_record(sizes, aspect_ratios, len(strides)))
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         return super().from_config(resolve_anchors(cfg, len(input_shape)), input_shape)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
+    ) -> None:
         name = prefix + RECORD
         difference = name in state_dict and anchor_difference(state_dict[name], self.cell_anchors)
         if difference:

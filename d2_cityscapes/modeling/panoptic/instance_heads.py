@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
@@ -40,7 +40,7 @@ class SeamlessRPNHead(StandardRPNHead):
     """Detectron2's RPN head with MODEL.RPN.NORM and a leaky ReLU behind its 3x3 convolution."""
 
     @configurable
-    def __init__(self, *, norm: str = "", **kwargs):
+    def __init__(self, *, norm: str = "", **kwargs: Any) -> None:
         """
         Args:
             norm: as in `detectron2.layers.get_norm`; all levels share it.
@@ -54,7 +54,7 @@ class SeamlessRPNHead(StandardRPNHead):
         init_layer(self.anchor_deltas, _GAIN)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return {**super().from_config(cfg, input_shape), "norm": cfg.MODEL.RPN.NORM}
 
 
@@ -84,7 +84,7 @@ class SeamlessBoxHead(nn.Sequential):
         self.output_shape = ShapeSpec(channels=width)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         head = cfg.MODEL.ROI_BOX_HEAD
         if head.NUM_CONV > 0 or head.NUM_FC < 1:
             raise D2CityscapesError(
@@ -106,8 +106,12 @@ class SeamlessMaskHead(MaskRCNNConvUpsampleHead):
     of batch norm, which thereby never sees an empty batch.
     """
 
+    deconv: nn.ConvTranspose2d
+
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, background: int, conv_norm: str = "", **kwargs):
+    def __init__(
+        self, input_shape: ShapeSpec, *, background: int, conv_norm: str = "", **kwargs: Any
+    ) -> None:
         """
         Args:
             input_shape: of the region features.
@@ -125,13 +129,13 @@ class SeamlessMaskHead(MaskRCNNConvUpsampleHead):
         init_layer(self.predictor, _GAIN)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return {
             **super().from_config(cfg, input_shape),
             "background": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         }
 
-    def forward(self, x: Tensor, instances: list[Instances]):
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         """Losses in training, else `instances` with "pred_masks" (R, 1, 2 S, 2 S) probabilities.
 
         Args:
@@ -170,13 +174,15 @@ class SeamlessROIHeads(GIoUROIHeads):
             )
 
     @classmethod
-    def _init_box_head(cls, cfg, input_shape):
+    def _init_box_head(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         parts = super()._init_box_head(cfg, input_shape)
         init_layer(parts["box_predictor"].cls_score, _GAIN)
         init_layer(parts["box_predictor"].bbox_pred, _BOX_GAIN)
         return parts
 
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
         if not (self.mask_on and self.training):
             return super()._forward_mask(features, instances)
         regions = self.mask_pooler(

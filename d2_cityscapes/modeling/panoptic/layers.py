@@ -15,6 +15,8 @@ from torch import Tensor, nn
 __all__ = ["LEAKY_SLOPE", "NormConvTranspose2d", "NormLinear", "init_layer", "norm_and_activate"]
 
 LEAKY_SLOPE = 0.01
+# What has a weight and perhaps a bias.
+Weighted = nn.Linear | nn.modules.conv._ConvNd
 _HIDDEN_GAIN = nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
 
 
@@ -32,7 +34,7 @@ def norm_and_activate(conv: Conv2d, norm: str) -> None:
     init_layer(conv)
 
 
-def init_layer(layer: nn.Module, gain: float = _HIDDEN_GAIN) -> None:
+def init_layer(layer: Weighted, gain: float = _HIDDEN_GAIN) -> None:
     """Normal weights of Glorot and Bengio's variance times the gain squared; a bias of 0."""
     nn.init.xavier_normal_(layer.weight, gain)
     if layer.bias is not None:
@@ -76,8 +78,8 @@ class NormConvTranspose2d(nn.ConvTranspose2d):
         self.activation = _leaky_relu()
         init_layer(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        x = super().forward(x, output_size)
         if self.norm is not None:
             x = self.norm(x)
         return self.activation(x)

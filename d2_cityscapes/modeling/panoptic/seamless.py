@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.structures import Instances
+from torch import Tensor
 
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
@@ -45,8 +46,8 @@ class SeamlessPanoptic(PanopticFPN):
         combine: bool = True,
         sem_seg_scores: bool = True,
         table: LabelTable = CITYSCAPES,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             combine: whether inference fuses (MODEL.PANOPTIC_FPN.COMBINE.ENABLED).
@@ -61,7 +62,7 @@ class SeamlessPanoptic(PanopticFPN):
         self.table = table
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         table = label_table_of(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)
         _check(cfg, table)
         own = {
@@ -74,7 +75,9 @@ class SeamlessPanoptic(PanopticFPN):
         cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = True  # PanopticFPN warns that it ignores False
         return {**super().from_config(cfg), **own}
 
-    def forward(self, batched_inputs: list[dict[str, Any]]):
+    def forward(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses by name in training, else what `inference` returns.
 
         `MiniDLSemSegHead` gets the semantic target of each image at its own size: it averages over
@@ -91,7 +94,9 @@ class SeamlessPanoptic(PanopticFPN):
         _, roi_losses = self.roi_heads(images, features, proposals, instances)
         return {**losses, **rpn_losses, **roi_losses}
 
-    def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True):
+    def inference(
+        self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True
+    ) -> list[dict[str, Any]]:
         """Predict.
 
         Args:
@@ -149,7 +154,7 @@ class SeamlessPanoptic(PanopticFPN):
         return result
 
 
-def _check(cfg, table: LabelTable) -> None:
+def _check(cfg: CfgNode, table: LabelTable) -> None:
     """Refuse a config that would train, but on classes that mean something else."""
     expected = {
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (

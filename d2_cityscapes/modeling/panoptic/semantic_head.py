@@ -104,6 +104,8 @@ class MiniDLSemSegHead(nn.Module):
         """
         logits = self.layers(features)
         if self.training:
+            if targets is None:
+                raise ValueError("in training MiniDLSemSegHead needs targets")
             return None, self.losses(logits, targets)
         logits = F.interpolate(
             logits.float(), scale_factor=self.stride, mode="bilinear", align_corners=False
