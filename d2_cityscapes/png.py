@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +19,9 @@ from PIL import Image, UnidentifiedImageError
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 try:  # no binaries of it are published: it needs a C++ compiler, and so is optional
     import pywuffs
@@ -32,7 +35,9 @@ __all__ = [
     "PngError",
     "PngHeader",
     "PngKind",
+    "check_end",
     "check_png",
+    "figure_png",
     "picture_errors",
     "read_header",
     "read_png",
@@ -96,10 +101,15 @@ def check_png(path: Path, kind: PngKind) -> None:
     with picture_errors(path):
         with Image.open(path, formats=["PNG"]) as image:
             image.verify()
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            if _END not in file.read():  # Pillow stops in front of the last checksum
-                raise OSError("truncated")
+        check_end(path, _END)  # Pillow stops in front of the last checksum
+
+
+def check_end(path: Path, end: bytes) -> None:
+    """OSError where the bytes that end a picture file are not in its last 4 kB."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        if end not in file.read():
+            raise OSError("truncated")
 
 
 def read_png(path: Path, kind: PngKind) -> np.ndarray:
@@ -122,7 +132,9 @@ def read_png(path: Path, kind: PngKind) -> np.ndarray:
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB or (H, W) uint8 or uint16 values, whole or not at all.
+    """Write (H, W, 3) uint8 RGB or (H, W) uint8, uint16 or bool values, whole or not at all.
+
+    Bools take one bit a pixel.
 
     Args:
         path: a PNG where it ends in .png, else a JPEG.
@@ -132,6 +144,13 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     kind = {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": 92}
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **kind)
     write_atomically(path, [buffer.getvalue()])
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure of matplotlib as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _decode_with_wuffs(data: bytes, header: PngHeader) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from d2_cityscapes.benchmark.data import STOCK, load_cityscapes_instances
+from d2_cityscapes.benchmark.data import load_stock, mask_format
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.data.register import register_cityscapes_shards
 from d2_cityscapes.engine.proposed_objects import objects_proposed
@@ -126,8 +126,7 @@ class Contender:
 @contextlib.contextmanager
 def datasets(settings: TrainingBenchmark) -> Iterator[None]:
     """Both datasets, registered; stock's tree is read once for all of its trainers."""
-    folders = (settings.cityscapes / part / settings.split for part in ("leftImg8bit", "gtFine"))
-    dicts = load_cityscapes_instances(*map(str, folders), **STOCK[settings.stock])
+    dicts = load_stock(settings.cityscapes, settings.split, settings.stock)
     DatasetCatalog.register(_STOCK, lambda: dicts)
     MetadataCatalog.get(_STOCK).set(thing_classes=[c.name for c in CITYSCAPES.things])
     register_cityscapes_shards(_OURS, settings.shards, split=settings.split)
@@ -180,7 +179,7 @@ def _config(settings: TrainingBenchmark, name: str, output: str, options: Sequen
         str(settings.width), "SOLVER.IMS_PER_BATCH", str(settings.batch),
         "DATALOADER.NUM_WORKERS", str(settings.workers),
         "MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu",
-        "INPUT.MASK_FORMAT", "polygon" if STOCK[settings.stock]["to_polygons"] else "bitmask",
+        "INPUT.MASK_FORMAT", mask_format(settings.stock),
     ]  # fmt: skip
     return load_config(settings.config, [*_SAME, *own, *options], train=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
 from d2_cityscapes.shards.file import PREPARE, ShardError
 from d2_cityscapes.shards.reader import ShardReader
+from d2_cityscapes.sources.names import SPLITS, image_name
 
 __all__ = [
     "BUILTIN_DATASETS",
@@ -25,16 +25,15 @@ __all__ = [
 
 # Partitions that have a name of their own, whether or not a folder has as many.
 NAMED_PARTITIONS = 16
-_SPLITS = ("train", "val", "train_extra")
 # Name -> split and partitions (None: all). The roles keep the tuning half of val apart from the
 # half that final scores are reported on.
 BUILTIN_DATASETS: dict[str, tuple[str, tuple[int, ...] | None]] = {
-    **{f"cityscapes_shards_{split}": (split, None) for split in _SPLITS},
+    **{f"cityscapes_shards_{split}": (split, None) for split in SPLITS},
     "cityscapes_shards_val_select": ("val", (1, 2)),
     "cityscapes_shards_val_report": ("val", (3, 4)),
     **{
         f"cityscapes_shards_{split}_{k}": (split, (k,))
-        for split in _SPLITS
+        for split in SPLITS
         for k in range(1, NAMED_PARTITIONS + 1)
     },
 }
@@ -44,7 +43,6 @@ OTHER_DATASETS: dict[str, tuple[str, LabelTable]] = {
     for table in (IDD, VISTAS)
     for split in ("train", "val")
 }
-_IMAGE_ENDING = re.compile(r"(_leftImg8bit)?\.(png|jpe?g)$")
 _TASKS = ("bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg")
 
 
@@ -123,7 +121,7 @@ def load_shards(
         dicts.append(
             {
                 "file_name": file_name,
-                "image_id": _IMAGE_ENDING.sub("", file_name),
+                "image_id": image_name(file_name),
                 "height": height,
                 "width": width,
                 "shard": str(shard),

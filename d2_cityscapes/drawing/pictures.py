@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from PIL import Image
 
 from d2_cityscapes.drawing.overlay import draw_instance_ids, side_by_side
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output, ids_of_train_ids
 from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
+from d2_cityscapes.png import write_picture
 from d2_cityscapes.shards.reader import open_shard
 
 __all__ = ["PictureWriter"]
@@ -57,5 +57,4 @@ class PictureWriter(DatasetEvaluator):
         panels = {
             caption: draw_instance_ids(pixels, ids, self.table) for caption, ids in maps.items()
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(side_by_side(panels)).save(self.folder / f"{image['image_id']}.png")
+        write_picture(self.folder / f"{image['image_id']}.png", side_by_side(panels))

@@ -23,10 +23,9 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.png import picture_errors, write_picture
+from d2_cityscapes.sources.names import IDS_SUFFIX, PICTURES
 
 __all__ = ["PictureError", "Predictor", "find_pictures", "predict_pictures"]
-
-_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 class PictureError(D2CityscapesError):
@@ -85,7 +84,7 @@ def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> int:
     """
     pictures = dict(find_pictures(inputs))
     if len(pictures) == 0:
-        raise PictureError(f"{', '.join(map(str, inputs))}: no {', '.join(_ENDINGS)} file")
+        raise PictureError(f"{', '.join(map(str, inputs))}: no {', '.join(PICTURES)} file")
     predictor = Predictor(cfg)
     for name, path in tqdm(pictures.items(), desc="predicting", unit="image"):
         with picture_errors(path, kind="picture", error_type=PictureError):
@@ -95,7 +94,7 @@ def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_instance_ids(image, ids, predictor.table, width=image.shape[1])
         write_picture(target.with_name(f"{target.name}_drawn.jpg"), drawn)
-        write_picture(target.with_name(f"{target.name}_instanceIds.png"), ids.astype(np.uint16))
+        write_picture(target.with_name(f"{target.name}{IDS_SUFFIX}"), ids.astype(np.uint16))
     return len(pictures)
 
 
@@ -112,7 +111,7 @@ def find_pictures(inputs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         folder = source if source.is_dir() else source.parent
         found = sorted(source.rglob("*")) if source.is_dir() else [source]
         for path in found:
-            if path != source and path.suffix.lower() not in _ENDINGS:
+            if path != source and path.suffix.lower() not in PICTURES:
                 continue
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in seen:

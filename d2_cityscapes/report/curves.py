@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
+from d2_cityscapes.png import figure_png
 
 __all__ = ["draw_loss_curves", "draw_losses", "loss_curves_png", "read_losses"]
 
@@ -84,9 +84,7 @@ def loss_curves_png(runs: Mapping[str, str | Path]) -> bytes:
         axis.set_title(name, loc="left", fontweight="bold")
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure_png(figure)
 
 
 def draw_losses(axis: Axes, losses: Mapping[str, Mapping[int, float]]) -> None:

@@ -7,7 +7,6 @@ from inclusive boxes, as the paper's, are one pixel less.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.labels.instances import InstanceTable
+from d2_cityscapes.png import figure_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -248,9 +248,7 @@ def plot_statistics(path: str | Path, statistics: DatasetStatistics, title: str)
         _plot_histogram(axis, distribution)
     for axis in axes.ravel():
         axis.spines[["top", "right"]].set_visible(False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_atomically(path, [png.getvalue()])
+    write_atomically(path, [figure_png(figure)])
 
 
 def _plot_classes(axis: Axes, classes: dict[str, ClassCount]) -> None:

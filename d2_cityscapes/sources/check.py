@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.sources.errors import SourceError
 from d2_cityscapes.worker_pool import map_in_order
 
-__all__ = ["Source", "check_ids", "check_sources", "own_size"]
+__all__ = ["Source", "check_ids", "check_limit", "check_sources", "file_sizes", "own_size"]
 
 Size = tuple[int, int]  # (H, W)
 
@@ -33,9 +34,17 @@ class Source(Protocol):
     left. Without one, the canvas is the size of the image.
     """
 
-    file_name: str  # base name, unique within a split
-    size: Size
-    fingerprint: str  # changes when the source changes; cheap to compute
+    @property
+    def file_name(self) -> str:
+        """Base name, unique within a split."""
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the image."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the source changes; cheap to compute."""
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
@@ -99,6 +108,20 @@ def check_sources(
     if problems:
         raise SourceError.of_many(problems, "nothing was written; mend them or leave them out")
     return sizes
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of images, None for all, that is not from 1."""
+    if limit is not None and limit < 1:
+        raise SourceError(f"limit {limit}; give 1 or more")
+
+
+def file_sizes(*paths: Path) -> str:
+    """The bytes of a source's files, "6+4": its fingerprint, or the beginning of it."""
+    try:
+        return "+".join(str(path.stat().st_size) for path in paths)
+    except OSError as error:
+        raise SourceError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def own_size(source: Source, canvas: Size) -> Size:

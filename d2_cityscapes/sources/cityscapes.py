@@ -12,8 +12,9 @@ import numpy as np
 
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import IDS, RGB, PngError, check_png, read_header, read_png
-from d2_cityscapes.sources.check import check_ids
+from d2_cityscapes.sources.check import check_ids, check_limit, file_sizes
 from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.names import ANNOTATIONS, IDS_SUFFIX, IMAGE_FOLDER
 
 __all__ = [
     "DEFAULT_PARTITIONS",
@@ -26,8 +27,6 @@ __all__ = [
 
 # Number of shards of each split: 8 + 4 as in the paper.
 DEFAULT_PARTITIONS = {"train": 8, "val": 4, "train_extra": 16}
-_IMAGE_SUFFIX = "_leftImg8bit.png"
-_ANNOTATIONS = {"train": "gtFine", "val": "gtFine", "train_extra": "gtCoarse"}
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,7 @@ class PngSource:
 
     @property
     def fingerprint(self) -> str:
-        try:
-            return f"{self.image_path.stat().st_size}+{self.ids_path.stat().st_size}"
-        except OSError as error:
-            raise SourceError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        return file_sizes(self.image_path, self.ids_path)
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
@@ -99,10 +95,12 @@ def find_sources(
         SourceError: another split, or no images or no id maps at all.
     """
     root = Path(root)
-    if limit is not None and limit < 1:
-        raise SourceError(f"limit {limit}; give 1 or more")
+    check_limit(limit)
     annotation = _annotation_folder(split)
-    suffixes = {"leftImg8bit": _IMAGE_SUFFIX, annotation: f"_{annotation}_instanceIds.png"}
+    suffixes = {
+        IMAGE_FOLDER: f"_{IMAGE_FOLDER}.png",
+        annotation: f"_{annotation}{IDS_SUFFIX}",
+    }
     scenes: set[tuple[str, str]] = set()  # city, {city}_{sequence}_{frame}
     for kind, suffix in suffixes.items():
         found = {
@@ -112,7 +110,7 @@ def find_sources(
         if not found:
             raise SourceError(
                 f"{root}: no {kind}/{split}/*/*{suffix}; expected the Cityscapes root with "
-                f"leftImg8bit/ and {annotation}/ (see datasets/README.md)"
+                f"{IMAGE_FOLDER}/ and {annotation}/ (see datasets/README.md)"
             )
         scenes |= found
     chosen = sorted((s for s in scenes if not cities or s[0] in cities), key=lambda s: s[1])
@@ -129,7 +127,7 @@ def find_sources(
 def find_cities(root: str | Path, split: str) -> list[str]:
     """Names of the cities of a split."""
     root = Path(root)
-    folders = [root / kind / split for kind in ("leftImg8bit", _annotation_folder(split))]
+    folders = [root / kind / split for kind in (IMAGE_FOLDER, _annotation_folder(split))]
     return sorted({city.name for folder in folders for city in folder.glob("*") if city.is_dir()})
 
 
@@ -177,6 +175,6 @@ def parse_partitions(
 
 
 def _annotation_folder(split: str) -> str:
-    if split not in _ANNOTATIONS:
-        raise SourceError(f"split {split!r}; Cityscapes has {', '.join(_ANNOTATIONS)}")
-    return _ANNOTATIONS[split]
+    if split not in ANNOTATIONS:
+        raise SourceError(f"split {split!r}; Cityscapes has {', '.join(ANNOTATIONS)}")
+    return ANNOTATIONS[split]

@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.labels.idd import IDD_LABELS
-from d2_cityscapes.sources.check import Size
+from d2_cityscapes.sources.check import Size, check_limit
 from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.names import IMAGE_FOLDER, PICTURES
 from d2_cityscapes.sources.photo import PhotoSource
 
 __all__ = [
@@ -35,9 +36,8 @@ __all__ = [
 
 DEFAULT_CANVAS = (1080, 1920)  # holds 1080p and 720p images as they are
 DEFAULT_PARTITIONS = {"train": 8, "val": 4}
-_IMAGE_SUFFIX = "_leftImg8bit"
+_IMAGE_SUFFIX = f"_{IMAGE_FOLDER}"
 _POLYGONS_SUFFIX = "_gtFine_polygons.json"
-_PHOTOS = (".png", ".jpg", ".jpeg")  # part I of the dataset has PNGs, part II JPEGs
 
 
 class IddSource(PhotoSource):
@@ -128,18 +128,17 @@ def find_splits(
     Raises:
         SourceError: another split, or no images or no polygons at all.
     """
-    if limit is not None and limit < 1:
-        raise SourceError(f"limit {limit}; give 1 or more")
+    check_limit(limit)
     return {split: _find_split(Path(root), split, canvas)[:limit] for split in splits}
 
 
 def _find_split(root: Path, split: str, canvas: Size) -> list[IddSource]:
     if split not in DEFAULT_PARTITIONS:
         raise SourceError(f"split {split!r}; IDD has {', '.join(DEFAULT_PARTITIONS)}")
-    images, polygons = root / "leftImg8bit" / split, root / "gtFine" / split
+    images, polygons = root / IMAGE_FOLDER / split, root / "gtFine" / split
     photos = {
         _frame(path, _IMAGE_SUFFIX + path.suffix): path
-        for suffix in _PHOTOS
+        for suffix in PICTURES  # part I of the dataset has PNGs, part II JPEGs
         for path in images.glob(f"*/*{_IMAGE_SUFFIX}{suffix}")
     }
     annotations = {

@@ -18,8 +18,8 @@ from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.png import RGB, check_png, picture_errors, read_header, read_png
-from d2_cityscapes.sources.check import Size, check_ids
+from d2_cityscapes.png import RGB, check_end, check_png, picture_errors, read_header, read_png
+from d2_cityscapes.sources.check import Size, check_ids, file_sizes
 from d2_cityscapes.sources.errors import SourceError
 
 __all__ = ["PhotoSource", "fit"]
@@ -57,11 +57,8 @@ class PhotoSource:
 
     @property
     def fingerprint(self) -> str:
-        try:
-            sizes = [path.stat().st_size for path in (self.image_path, self.annotation_path)]
-        except OSError as error:
-            raise SourceError(f"{error.filename}: cannot be read ({error.strerror})") from error
-        return f"{sizes[0]}+{sizes[1]} in {self.canvas[0]}x{self.canvas[1]}"
+        sizes = file_sizes(self.image_path, self.annotation_path)
+        return f"{sizes} in {self.canvas[0]}x{self.canvas[1]}"
 
     def image(self) -> np.ndarray:
         """(h, w, 3) uint8 RGB."""
@@ -126,10 +123,8 @@ def _check_photo(path: Path) -> None:
         check_png(path, RGB)
         return
     _photo_size(path)
-    with _errors(path), open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        if _JPEG_END not in file.read():
-            raise OSError("truncated")
+    with _errors(path):
+        check_end(path, _JPEG_END)
 
 
 def _read_photo(path: Path) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 
 from d2_cityscapes.labels import VISTAS
 from d2_cityscapes.png import RGB, check_png
-from d2_cityscapes.sources.check import Size
+from d2_cityscapes.sources.check import Size, check_limit
 from d2_cityscapes.sources.coco_panoptic import CocoPng, read_coco_panoptic
 from d2_cityscapes.sources.errors import SourceError
 from d2_cityscapes.sources.photo import PhotoSource
@@ -71,8 +71,7 @@ def find_splits(
         SourceError: the JSON is not that of Vistas v1.2, or lists more than 1000 instances of
             a class in an image.
     """
-    if limit is not None and limit < 1:
-        raise SourceError(f"limit {limit}; give 1 or more")
+    check_limit(limit)
     return {split: _find_split(Path(root), split, canvas)[:limit] for split in splits}
 
 

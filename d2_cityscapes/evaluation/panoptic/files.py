@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,14 @@ from d2_cityscapes.evaluation.panoptic.map_files import (
 )
 from d2_cityscapes.labels import CITYSCAPES, LabelClass, LabelTable
 from d2_cityscapes.sources.coco_panoptic import read_coco_panoptic
+from d2_cityscapes.sources.names import IDS_SUFFIX, SPLITS, image_name
 
-__all__ = ["PanopticFiles", "find_panoptic_files", "image_name"]
+__all__ = ["PanopticFiles", "find_panoptic_files"]
 
-_IDS_SUFFIX = "_instanceIds.png"
 _LEVEL3_SUFFIX = "level3Ids.png"  # written by the tools of the Indian Driving Dataset
-_SPLITS = ("train", "val", "test", "train_extra")
-_ENDINGS = re.compile(r"\.(png|jpe?g)$")
-_SUFFIXES = re.compile(
-    "(_(leftImg8bit|gtFine|gtCoarse|(instance|panoptic)(Ids|level3Ids)|panoptic))+$"
-)
+_SPLITS = (*SPLITS, "test")
 _EXPECTED = (
-    f"PNGs of instance ids (*{_IDS_SUFFIX} or other *.png, flat or in folders), COCO panoptic "
+    f"PNGs of instance ids (*{IDS_SUFFIX} or other *.png, flat or in folders), COCO panoptic "
     "(NAME.json beside a folder NAME), or shards (index.json)"
 )
 _Splits = dict[str, list[tuple[str, IdMapFile]]]  # split, or "" for none -> file name, map
@@ -79,13 +74,13 @@ def find_panoptic_files(
     if path.is_file() and path.suffix != ".json":
         raise PanopticFileError(f"{path}: a file; give its folder, or a COCO panoptic JSON")
     pngs = [path / name for name in sorted(glob.glob("**/*.png", root_dir=path, recursive=True))]
-    id_pngs = [p for p in pngs if p.name.endswith(_IDS_SUFFIX)]
+    id_pngs = [p for p in pngs if p.name.endswith(IDS_SUFFIX)]
     jsons = _find_jsons(path)
     index = path / "index.json"
     level3 = [p for p in pngs if p.name.endswith(_LEVEL3_SUFFIX)]
     forms = [f"COCO panoptic {json_path}" for json_path in jsons]
     forms += [f"shards {index}"] * index.is_file()
-    forms += [f"{len(id_pngs)} *{_IDS_SUFFIX}"] * bool(id_pngs)
+    forms += [f"{len(id_pngs)} *{IDS_SUFFIX}"] * bool(id_pngs)
     if len(forms) > 1:
         raise PanopticFileError(f"{path}: found {', '.join(forms)}; give the one that you mean")
 
@@ -114,11 +109,6 @@ def find_panoptic_files(
     if not maps:
         raise PanopticFileError(f"{path}: lists no image")
     return PanopticFiles(path, maps, found)
-
-
-def image_name(name: str) -> str:
-    """What the files of one image share: "frankfurt_000000_000294" for any of its file names."""
-    return _SUFFIXES.sub("", _ENDINGS.sub("", name))
 
 
 def _find_jsons(path: Path) -> list[Path]:

@@ -6,7 +6,6 @@ file with a line ``mask file, label id, score`` for each detection, and the mask
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.png import write_picture
 
 __all__ = ["InstanceSubmissionWriter", "write_instance_submission"]
 
@@ -90,7 +89,7 @@ def write_instance_submission(
     for number, (mask, label_id, score) in enumerate(zip(masks, label_ids, scores, strict=True)):
         if mask.any():
             path = mask_folder / f"{number:04d}.png"
-            write_atomically(path, [_as_png(mask)])
+            write_picture(path, mask)  # one bit a pixel
             names.add(path.name)
             lines.append(f"{stem}/{path.name} {label_id} {float(score)!r}\n")
     # masks of an earlier run with more detections
@@ -105,9 +104,3 @@ def _remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise D2CityscapesError(f"{path}: cannot be removed ({error.strerror})") from error
-
-
-def _as_png(mask: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, format="PNG")  # one bit a pixel
-    return buffer.getvalue()

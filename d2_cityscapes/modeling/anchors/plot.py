@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from d2_cityscapes.modeling.anchors.clustering import (
     anchor_shapes,
     best_shape_iou,
 )
+from d2_cityscapes.png import figure_png
 
 __all__ = ["plot_anchors"]
 
@@ -31,7 +31,7 @@ def plot_anchors(path: str | Path, shapes: np.ndarray, anchors: dict[str, Anchor
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     boxes_axes, iou_axes = figure.subplots(1, 2)
     boxes_axes.scatter(*shapes[:20_000].T, s=2, alpha=0.25, color="0.6", label="training boxes")
     drawn = {"Detectron2 default": Anchors(DEFAULT_SIZES, (DEFAULT_RATIOS,)), **anchors}
@@ -47,6 +47,4 @@ def plot_anchors(path: str | Path, shapes: np.ndarray, anchors: dict[str, Anchor
     iou_axes.set(xlabel="IoU with the best anchor", ylabel="boxes")
     for axes in (boxes_axes, iou_axes):
         axes.legend()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    write_atomically(path, [png.getvalue()])
+    write_atomically(path, [figure_png(figure)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.evaluation.panoptic.files import find_panoptic_files, image_name
+from d2_cityscapes.evaluation.panoptic.files import find_panoptic_files
 from d2_cityscapes.evaluation.panoptic.map_files import IdsPng, PanopticFileError
 from d2_cityscapes.png import PngError
 from d2_cityscapes.sources.errors import SourceError
@@ -37,22 +37,6 @@ def write_json(path: Path, images: list[str], **more: object) -> Path:
 
 def found(path: Path, **options: object) -> list[str]:
     return list(find_panoptic_files(path, **{"truth": True, **options}).maps)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        f"{A}_gtFine_instanceIds.png",
-        f"{A}_gtCoarse_instanceIds.png",
-        f"{A}_gtFine_panoptic.png",
-        f"{A}_leftImg8bit.png",
-        f"{A}_instanceIds.png",
-        f"{A}.png",
-        A,
-    ],
-)
-def test_names_of_one_image(name: str) -> None:
-    assert image_name(name) == A
 
 
 # forms --------------------------------------------------------------------------------------------
