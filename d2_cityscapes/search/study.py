@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.storages import BaseStorage
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.space.plan import SearchPlan
+from d2_cityscapes.search.space.plan import SearchPlan, leaves
 from d2_cityscapes.search.space.sampling import FeasibleSampler
 from d2_cityscapes.search.space.space import Space, parse_space
 from d2_cityscapes.search.trials.storage import is_new, open_storage, shown, storage_errors
@@ -215,7 +215,7 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
         lines += _changes(theirs[part], ours[part], f"{part}: ")
     if sorted(theirs["constraints"]) != sorted(ours["constraints"]):
         lines.append(f"constraints: {theirs['constraints']} there, {ours['constraints']} here")
-    before, now = (dict(_flat(yaml.safe_load(d["config"]))) for d in (theirs, ours))
+    before, now = (dict(leaves(yaml.safe_load(d["config"]))) for d in (theirs, ours))
     # What only one of them has is another version of Detectron2.
     common = (before.keys() & now.keys()) - _MACHINE_KEYS
     return lines + _changes({k: before[k] for k in common}, {k: now[k] for k in common}, "")
@@ -227,11 +227,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> 
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -14,6 +14,7 @@ from torch import nn
 from d2_cityscapes.modeling.freezing.freeze import unwrap
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.plan import named_value, value_at
+from d2_cityscapes.search.space.space import split_name
 
 __all__ = ["check_applied"]
 
@@ -34,7 +35,7 @@ def check_applied(
         SearchError: a value that did not arrive, named.
     """
     for name, value in values.items():
-        key = name.partition("[")[0]
+        key, _ = split_name(name)
         if key not in _READERS:
             continue
         wanted = value_at(cfg, key)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +12,16 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.errors import nearest
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.space.space import Space
+from d2_cityscapes.search.space.space import Space, split_name
 
 __all__ = [
     "VAL_LOSS",
     "Objective",
     "SearchPlan",
-    "element_at",
     "key_values",
+    "leaves",
     "named_value",
     "value_at",
 ]
@@ -143,8 +141,7 @@ class SearchPlan:
         for parameter in self.space.parameters:
             if parameter.name in values:
                 before = whole.get(parameter.key, value_at(self.unsampled, parameter.key))
-                value = values[parameter.name]
-                whole[parameter.key] = _replaced(before, parameter.indices, value, parameter.name)
+                whole[parameter.key] = _replaced(before, parameter.name, values[parameter.name])
         return whole
 
     def load(self, opts: Sequence[Any], *, train: bool = True) -> CfgNode:
@@ -165,9 +162,7 @@ def value_at(cfg: CfgNode, key: str) -> Any:
     node: Any = cfg
     for part in key.split("."):
         if not isinstance(node, CfgNode) or part not in node:
-            near = difflib.get_close_matches(key, _leaf_keys(cfg), n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise SearchError(f"unknown config key {key}{hint}")
+            raise SearchError(f"unknown config key {key}{nearest(key, dict(leaves(cfg)))}")
         node = node[part]
     if isinstance(node, CfgNode):
         raise SearchError(
@@ -176,29 +171,18 @@ def value_at(cfg: CfgNode, key: str) -> Any:
     return node
 
 
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a config, as it is or as read from its text."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def key_values(values: Mapping[str, Any]) -> list[Any]:
     """KEY VALUE pairs of a command line."""
     return [part for pair in values.items() for part in pair]
-
-
-def element_at(value: Any, indices: tuple[int, ...], name: str) -> Any:
-    """``value[i][j]...``, named ``name``.
-
-    Raises:
-        SearchError: there is no such element.
-    """
-    for index in indices:
-        if not isinstance(value, list | tuple):
-            raise SearchError(
-                f"{name}: {name.partition('[')[0]} holds no list there, but {value!r}"
-            )
-        if index >= len(value):
-            raise SearchError(
-                f"{name}: wrong index {index}: {name.partition('[')[0]} has {len(value)} there, "
-                f"{value!r}"
-            )
-        value = value[index]
-    return value
 
 
 def named_value(cfg: CfgNode, name: str) -> Any:
@@ -207,13 +191,34 @@ def named_value(cfg: CfgNode, name: str) -> Any:
     Raises:
         SearchError: there is no such key or element.
     """
-    key, *indices = re.split(r"[\[\]]+", name.rstrip("]"))
-    return element_at(value_at(cfg, key), tuple(map(int, indices)), name)
+    return _element_at(value_at(cfg, split_name(name)[0]), name)
 
 
-def _replaced(before: Any, indices: tuple[int, ...], value: Any, name: str) -> Any:
-    """``before`` with the element at ``indices`` replaced; a whole number may stand for a float."""
-    old = element_at(before, indices, name)
+def _element_at(value: Any, name: str) -> Any:
+    """The element that a name has indices of, in the value of its key.
+
+    Raises:
+        SearchError: there is none.
+    """
+    key, indices = split_name(name)
+    for index in indices:
+        if not isinstance(value, list | tuple):
+            raise SearchError(f"{name}: {key} holds no list there, but {value!r}")
+        if index >= len(value):
+            raise SearchError(
+                f"{name}: wrong index {index}: {key} has {len(value)} there, {value!r}"
+            )
+        value = value[index]
+    return value
+
+
+def _replaced(before: Any, name: str, value: Any) -> Any:
+    """The value of a key with the element that a name has indices of replaced.
+
+    A whole number may stand for a float.
+    """
+    _, indices = split_name(name)
+    old = _element_at(before, name)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not indices:
@@ -222,7 +227,7 @@ def _replaced(before: Any, indices: tuple[int, ...], value: Any, name: str) -> A
         raise SearchError(
             f"{name}: {value!r} cannot take the place of {old!r}: use a {type(old).__name__}"
         )
-    whole = parent = _as_lists(copy.deepcopy(before))
+    whole = parent = _as_lists(before)
     for index in indices[:-1]:
         parent = parent[index]
     parent[indices[-1]] = value
@@ -231,11 +236,3 @@ def _replaced(before: Any, indices: tuple[int, ...], value: Any, name: str) -> A
 
 def _as_lists(value: Any) -> Any:
     return [_as_lists(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _leaf_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key, value in node.items():
-        name = prefix + key
-        keys += _leaf_keys(value, name + ".") if isinstance(value, CfgNode) else [name]
-    return keys

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from optuna.samplers import RandomSampler
 
 from d2_cityscapes.config import model_tasks
+from d2_cityscapes.errors import nearest
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.plan import (
     VAL_LOSS,
@@ -194,8 +194,7 @@ def _section(
 
 def _check_name(name: str, known: Sequence[str], where: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-        raise SearchError(f"{where}: unknown {name!r}; nearest: {near[0]}")
+        raise SearchError(f"{where}: unknown {name!r}{nearest(name, known, cutoff=0)}")
 
 
 def _check_count(what: str, value: Any, *, least: int = 1) -> None:

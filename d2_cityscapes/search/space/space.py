@@ -21,7 +21,7 @@ from optuna.samplers import RandomSampler
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.constraints import Constraint
 
-__all__ = ["Parameter", "Space", "parse_space"]
+__all__ = ["Parameter", "Space", "parse_space", "split_name"]
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)((?:\[\d+\])*)")
 _TRIES = 5000  # random samples before a space is called empty
@@ -43,12 +43,12 @@ class Parameter:
     @property
     def key(self) -> str:
         """The config key: "MODEL.RPN.IOU_THRESHOLDS"."""
-        return self.name.partition("[")[0]
+        return split_name(self.name)[0]
 
     @property
     def indices(self) -> tuple[int, ...]:
         """Where in the value of the key: (0,); () for the whole value."""
-        return tuple(int(index) for index in re.findall(r"\[(\d+)\]", self.name))
+        return split_name(self.name)[1]
 
     def decode(self, stored: Any) -> Any:
         """The value for the config, from the one that Optuna keeps."""
@@ -144,6 +144,12 @@ class Space:
     def _broken(self, params: Mapping[str, Any]) -> list[Constraint]:
         values = {**self.fixed, **self.values(params)}
         return [constraint for constraint in self.constraints if not constraint.holds(values)]
+
+
+def split_name(name: str) -> tuple[str, tuple[int, ...]]:
+    """A parameter's config key, and where in its value: "A.B[0][1]" -> "A.B", (0, 1)."""
+    key, *indices = name.replace("]", "").split("[")
+    return key, tuple(map(int, indices))
 
 
 def parse_space(entries: Mapping[str, Any], constraints: Sequence[str] = ()) -> Space:

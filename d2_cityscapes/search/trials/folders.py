@@ -11,7 +11,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import write_atomically, write_json
+from d2_cityscapes.run_folder import CONFIG, LAST_CHECKPOINT
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.plan import Objective
 from d2_cityscapes.search.trials.process import Outcome, read_outcome
@@ -66,7 +67,7 @@ class TrialFolders:
         check_folder(root, study)
         holder = root / _SEARCH
         if not holder.is_file():
-            write_atomically(holder, [json.dumps({"study": study}).encode()])
+            write_json(holder, {"study": study})
 
     def path(self, number: int) -> Path:
         return self.root / f"trial_{number:04d}"
@@ -134,12 +135,13 @@ def make_folder(root: Path) -> None:
 
 def write_job(folder: Path, job: TrialJob, cfg: CfgNode) -> None:
     """What the process of a trial reads: config.yaml and trial.json."""
-    write_atomically(folder / "config.yaml", [cfg.dump().encode()])
-    write_atomically(folder / _JOB, [json.dumps(asdict(job), indent=1).encode()])
+    write_atomically(folder / CONFIG, [cfg.dump().encode()])
+    write_json(folder / _JOB, asdict(job))
 
 
 def remove_checkpoints(folder: Path) -> None:
-    for path in (*folder.glob("model_*.pth"), folder / "last_checkpoint"):
+    """Delete what a trial goes on from, once it has ended."""
+    for path in (*folder.glob("model_*.pth"), folder / LAST_CHECKPOINT):
         path.unlink(missing_ok=True)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import write_json
 from d2_cityscapes.search.errors import SearchError
 
 __all__ = ["Outcome", "Pruned", "Report", "TrialProcess", "read_outcome", "serve"]
@@ -163,7 +163,7 @@ def serve(run: Callable[[Path, Report], tuple[float, Mapping[str, Any]]]) -> Non
         traceback.print_exc()
         first = next(iter(str(error).strip().splitlines()), "")
         outcome = Outcome("failed", reason=f"{type(error).__name__}: {first}".rstrip(": "))
-    write_atomically(folder / _OUTCOME, [json.dumps(asdict(outcome), indent=1).encode()])
+    write_json(folder / _OUTCOME, asdict(outcome))
     send({"done": True})
 
 

@@ -13,6 +13,7 @@ from d2_cityscapes.engine.trainer import Trainer, setup
 from d2_cityscapes.engine.validation_loss import build_validation_loader, validation_losses
 from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.modeling.freezing.freeze import unwrap
+from d2_cityscapes.run_folder import CONFIG, RESULTS
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.preflight.applied import check_applied
 from d2_cityscapes.search.space.plan import VAL_LOSS, Objective
@@ -65,7 +66,7 @@ def run_trial(folder: Path, report: Report) -> tuple[float, Mapping[str, float]]
         Pruned: ``report`` wanted so.
     """
     job = read_job(folder)
-    config = str(folder / "config.yaml")
+    config = str(folder / CONFIG)
     cfg = setup(argparse.Namespace(config_file=config, opts=[], eval_only=False))
     trainer = Trainer(cfg)
     check_applied(cfg, trainer.model, trainer.optimizer, job.values)
@@ -78,7 +79,7 @@ def run_trial(folder: Path, report: Report) -> tuple[float, Mapping[str, float]]
     trainer.register_hooks([ReportHook(job.period, read, report)])
     trainer.resume_or_load(resume=True)
     trainer.train()
-    rows, _ = read_results(folder / "results.json")
+    rows, _ = read_results(folder / RESULTS)
     means = {f"{row.task} {row.metric}": row.value for row in rows if "-" not in row.metric}
     return last[-1], {name: value for name, value in means.items() if value is not None}
 
@@ -90,7 +91,7 @@ def _read_value(trainer: Trainer, cfg: CfgNode, objective: Objective) -> float:
         except KeyError:
             return _validation_loss(trainer, cfg, objective)
         return history.latest()
-    rows, _ = read_results(Path(cfg.OUTPUT_DIR) / "results.json")
+    rows, _ = read_results(Path(cfg.OUTPUT_DIR) / RESULTS)
     wanted = (objective.dataset, objective.task, objective.metric)
     found = [row.value for row in rows if (row.dataset, row.task, row.metric) == wanted]
     if not found:
