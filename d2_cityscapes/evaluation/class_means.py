@@ -1,10 +1,18 @@
-"""Means over the classes that the truth has."""
+"""Means over the classes that were seen."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
-__all__ = ["mean_percent"]
+__all__ = ["mean_of_seen", "mean_percent"]
+
+
+def mean_of_seen(values: Iterable[float | None]) -> float | None:
+    """The mean over what is not None; None where all is."""
+    seen = [value for value in values if value is not None]
+    return sum(seen) / len(seen) if seen else None
 
 
 def mean_percent(values: np.ndarray) -> tuple[float | None, int]:

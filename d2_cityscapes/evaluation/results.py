@@ -25,6 +25,7 @@ __all__ = [
     "add_weights",
     "make_rows",
     "package_versions",
+    "percent_text",
     "read_results",
     "write_results",
 ]
@@ -137,6 +138,11 @@ def read_results(path: str | Path) -> tuple[list[ResultRow], dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{path}: not a results.json ({error}); evaluate again") from error
     return rows, document
+
+
+def percent_text(value: float | None, digits: int = 2) -> str:
+    """The value of a row in a table; "-" where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _finite(value: float | None) -> float | None:

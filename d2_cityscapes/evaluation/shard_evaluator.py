@@ -27,7 +27,7 @@ Part = TypeVar("Part")
 
 
 class ShardEvaluator(DatasetEvaluator):
-    """Base of the evaluators: each adds up a picklable state and scores the states of all ranks.
+    """Base of the evaluators: each keeps a small part of every image and scores those of all ranks.
 
     Args:
         dataset_name: a dataset that `register_cityscapes_shards` registered.
@@ -44,27 +44,29 @@ class ShardEvaluator(DatasetEvaluator):
         self.rows: list[ResultRow] = []
         self.reset()
 
+    def reset(self) -> None:
+        self._parts: dict[str, Any] = {}  # by image
+
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            self._add(image, output)
+            self._parts[image["image_id"]] = self._part(image, output)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        states = comm.gather(self._state())
+        states = comm.gather(self._parts)
         if not comm.is_main_process():
             return None
-        self.rows = self._score(states)
+        self.rows = self._score(each_once(states))
         results: dict[str, dict[str, float]] = {task: {} for task in self.tasks}
         for row in self.rows:
             results[row.task][row.metric] = math.nan if row.value is None else row.value
         return results
 
-    def _add(self, image: dict, output: dict) -> None:
+    def _part(self, image: dict, output: dict) -> Any:
+        """What scoring needs of one image; picklable."""
         raise NotImplementedError
 
-    def _state(self) -> Any:
-        raise NotImplementedError
-
-    def _score(self, states: list) -> list[ResultRow]:
+    def _score(self, images: dict[str, Any]) -> list[ResultRow]:
+        """The rows of the parts of all images, each once."""
         raise NotImplementedError
 
 

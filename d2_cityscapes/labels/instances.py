@@ -6,14 +6,25 @@ one-pixel object is 1 wide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from d2_cityscapes.labels import INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
 
-__all__ = ["InstanceTable", "find_instances", "panoptic_segments"]
+__all__ = [
+    "COLUMNS",
+    "MEDIUM_AREA",
+    "SMALL_AREA",
+    "InstanceTable",
+    "find_instances",
+    "panoptic_segments",
+]
+
+# COCO's limits of size: the largest area that is still small, and still medium, px^2
+SMALL_AREA, MEDIUM_AREA = 32**2, 96**2
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,24 @@ class InstanceTable:
         return InstanceTable(
             self.ids[rows], self.classes[rows], self.boxes[rows], self.areas[rows], self.crowd[rows]
         )
+
+    @staticmethod
+    def cat(tables: Iterable[InstanceTable]) -> InstanceTable:
+        """One table of all rows, in order; without any where there are no tables."""
+        none = InstanceTable(
+            ids=np.zeros(0, np.int32),
+            classes=np.zeros(0, np.uint8),
+            boxes=np.zeros((0, 4), np.int32),
+            areas=np.zeros(0, np.int64),
+            crowd=np.zeros(0, bool),
+        )
+        every = (none, *tables)
+        return InstanceTable(
+            **{c: np.concatenate([getattr(table, c) for table in every]) for c in COLUMNS}
+        )
+
+
+COLUMNS = tuple(field.name for field in fields(InstanceTable))
 
 
 def find_instances(instance_ids: np.ndarray, table: LabelTable) -> InstanceTable:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.results import ResultRow, read_results
+from d2_cityscapes.evaluation.results import ResultRow, percent_text, read_results
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.report.curves import loss_curves_png
@@ -130,7 +130,8 @@ def _is_run(folder: Path) -> bool:
 
 def _headlines(rows: Sequence[ResultRow]) -> str:
     cards = [
-        f'<div class="card"><b>{_number(row.value)}</b>{escaped(f"{row.task} {row.metric}")}<br>'
+        f'<div class="card"><b>{percent_text(row.value)}</b>'
+        f"{escaped(f'{row.task} {row.metric}')}<br>"
         f"<small>{escaped(row.protocol)}, {escaped(row.dataset)}, {row.images} images</small></div>"
         for row in rows
         if row.metric in _HEADLINES
@@ -162,7 +163,7 @@ def _result_tables(results: dict[str, list[ResultRow]]) -> str:
         for run, dataset in dict.fromkeys((run, row.dataset) for run, row in own):
             line = {r.metric: r for name, r in own if (name, r.dataset) == (run, dataset)}
             first = next(iter(line.values()))
-            values = [_number(line[m].value) if m in line else "" for m in metrics]
+            values = [percent_text(line[m].value) if m in line else "" for m in metrics]
             lines.append([run, dataset, str(first.images), str(first.classes), *values])
         head = ["run", "dataset", "images", "classes", *metrics]
         tables.append(
@@ -182,7 +183,10 @@ def _class_table(rows: Sequence[ResultRow]) -> str:
             columns.setdefault(head, {})[name] = row.value
             classes[name] = None
     lines = [
-        [name, *(_number(column[name]) if name in column else "" for column in columns.values())]
+        [
+            name,
+            *(percent_text(column[name]) if name in column else "" for column in columns.values()),
+        ]
         for name in classes
     ]
     return "<h2>By class</h2>" + table_html(["class", *columns], lines, 1) if lines else ""
@@ -247,7 +251,3 @@ def _jpeg(path: Path) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
     return picture_url(buffer.getvalue(), "jpeg")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d2_cityscapes.evaluation.instances.coco import BOX_SIZE_PROTOCOL, PROTOCOL
-from d2_cityscapes.evaluation.results import ResultRow
+from d2_cityscapes.evaluation.results import ResultRow, percent_text
 from d2_cityscapes.files import write_atomically, write_json
 
 __all__ = ["StageTable", "make_stage_tables", "write_stage_tables"]
@@ -62,7 +62,7 @@ class StageTable:
 
     def cells(self) -> list[list[str]]:
         """The lines without the head, as text."""
-        return [[name, *map(_number, values)] for name, values in self.lines.items()]
+        return [[name, *map(percent_text, values)] for name, values in self.lines.items()]
 
     def text(self) -> str:
         """Aligned columns for a terminal."""
@@ -161,7 +161,7 @@ def _stage_table(scored: _Scored, task: str, dataset: str, images: int) -> Stage
     ]
     if (task, dataset, images) == ("bbox", PUBLISHED_DATASET, PUBLISHED_IMAGES):
         numbers = ", ".join(
-            f"{name} {' / '.join(map(_number, values))}" for name, values in PUBLISHED.items()
+            f"{name} {' / '.join(map(percent_text, values))}" for name, values in PUBLISHED.items()
         )
         notes.append(
             "As published, not measured here, over the 7 classes without train, and with other "
@@ -223,7 +223,3 @@ def _class_counts(scored: _Scored) -> str:
 def _value(rows: Mapping[tuple[str, str], ResultRow], protocol: str, metric: str) -> float | None:
     row = rows.get((protocol, metric))
     return None if row is None else row.value
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

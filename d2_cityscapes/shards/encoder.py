@@ -20,7 +20,7 @@ import numpy as np
 
 from d2_cityscapes.files import open_atomically
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.labels.instances import InstanceTable, find_instances
+from d2_cityscapes.labels.instances import COLUMNS, InstanceTable, find_instances
 from d2_cityscapes.shards.file import TABLES, ShardError, head_checksum
 from d2_cityscapes.shards.image_codecs import compress, find_codec
 from d2_cityscapes.sources.check import Size, Source, check_ids, own_size
@@ -162,13 +162,10 @@ def _on_canvas(pixels: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _tables(found: Sequence[InstanceTable]) -> dict[str, np.ndarray]:
+    every = InstanceTable.cat(found)
     return {
         "instance_offsets": _offsets([len(instances) for instances in found]),
-        "instance_areas": np.concatenate([instances.areas for instances in found]),
-        "instance_ids": np.concatenate([instances.ids for instances in found]),
-        "instance_boxes": np.concatenate([instances.boxes for instances in found]),
-        "instance_classes": np.concatenate([instances.classes for instances in found]),
-        "instance_crowd": np.concatenate([instances.crowd for instances in found]),
+        **{f"instance_{column}": getattr(every, column) for column in COLUMNS},
     }
 
 

@@ -53,7 +53,7 @@ import torch
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.labels.instances import InstanceTable
+from d2_cityscapes.labels.instances import COLUMNS, InstanceTable
 from d2_cityscapes.memory import keep_freed_memory
 from d2_cityscapes.shards.image_codecs import decompress, find_codec
 
@@ -128,8 +128,7 @@ class ShardFile:
         """The thing segments of a record."""
         tables = self._head.tables
         begin, end = tables["instance_offsets"][row : row + 2]
-        columns = ("ids", "classes", "boxes", "areas", "crowd")
-        return InstanceTable(**{c: tables[f"instance_{c}"][begin:end].copy() for c in columns})
+        return InstanceTable(**{c: tables[f"instance_{c}"][begin:end].copy() for c in COLUMNS})
 
     def image(self, row: int) -> torch.Tensor:
         """(3, H, W) uint8 RGB image of a record."""

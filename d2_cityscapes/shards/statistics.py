@@ -7,8 +7,8 @@ from inclusive boxes, as the paper's, are one pixel less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.labels.instances import InstanceTable
+from d2_cityscapes.labels.instances import MEDIUM_AREA, SMALL_AREA, InstanceTable
 from d2_cityscapes.png import figure_png
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ __all__ = [
     "plot_statistics",
 ]
 
-# COCO's limits: the largest area that is still small, and still medium, px^2
-_SMALL, _MEDIUM = 32**2, 96**2
 SIZE_RULES = {
     "small": "area <= 32^2",
     "medium": "32^2 < area <= 96^2",
@@ -137,7 +135,7 @@ def dataset_statistics(
         label_table: the classes of the tables.
     """
     tables = list(tables)
-    every = _concatenate(tables)
+    every = InstanceTable.cat(tables)
     image_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     is_object = ~every.crowd
     objects = every.select(is_object)
@@ -162,28 +160,13 @@ def dataset_statistics(
     )
 
 
-def _concatenate(tables: Sequence[InstanceTable]) -> InstanceTable:
-    """One table of all rows; of none where there are no tables."""
-    none = InstanceTable(
-        ids=np.zeros(0, np.int32),
-        classes=np.zeros(0, np.uint8),
-        boxes=np.zeros((0, 4), np.int32),
-        areas=np.zeros(0, np.int64),
-        crowd=np.zeros(0, bool),
-    )
-    columns = [field.name for field in fields(InstanceTable)]
-    return InstanceTable(
-        **{c: np.concatenate([getattr(table, c) for table in (none, *tables)]) for c in columns}
-    )
-
-
 def _share(objects: int, total: int) -> Share:
     return Share(int(objects), float(100 * objects / total) if total else None)
 
 
 def _size_shares(areas: np.ndarray) -> dict[str, Share]:
     """Size -> share of (N,) areas, px^2."""
-    small, up_to_medium = (areas <= _SMALL).sum(), (areas <= _MEDIUM).sum()
+    small, up_to_medium = (areas <= SMALL_AREA).sum(), (areas <= MEDIUM_AREA).sum()
     counts = (small, up_to_medium - small, len(areas) - up_to_medium)
     return {size: _share(n, len(areas)) for size, n in zip(SIZE_RULES, counts, strict=True)}
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import file_sha256
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
-from d2_cityscapes.labels.instances import find_instances
+from d2_cityscapes.labels.instances import COLUMNS, find_instances
 from d2_cityscapes.shards.file import PREPARE, ShardError, ShardFile
 from d2_cityscapes.shards.reader import INDEX_NAME, read_index
 from d2_cityscapes.sources.check import Source
@@ -100,7 +100,7 @@ def _record_problems(table: LabelTable, item: tuple[ShardFile, int, Source]) -> 
             "instance ids": np.array_equal(shard.instance_ids(row).numpy(), ids),
             "instance table": all(
                 np.array_equal(getattr(instances, column), getattr(expected, column))
-                for column in ("ids", "classes", "boxes", "areas", "crowd")
+                for column in COLUMNS
             ),
         }
     except D2CityscapesError as error:

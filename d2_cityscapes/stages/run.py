@@ -14,7 +14,7 @@ from d2_cityscapes.engine.setup import check_datasets, check_weights_file, load_
 from d2_cityscapes.engine.step.schedules import check_schedule
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
-from d2_cityscapes.evaluation.results import ResultRow, ResultsError, read_results
+from d2_cityscapes.evaluation.results import ResultRow, ResultsError, percent_text, read_results
 from d2_cityscapes.files import file_sha256, lock_folder, remove_temporaries
 from d2_cityscapes.modeling.anchors.generator import fit_anchors
 from d2_cityscapes.run_folder import FINAL, FINAL_AVERAGE, LAST_CHECKPOINT, RESULTS
@@ -175,12 +175,12 @@ def _plan_stage(
     file_before = config_dir / f"stage{number - 1}.yaml"
     before = load_config(file_before, opts, train=False) if file_before.is_file() else None
 
+    found = _trained(output_dir / f"stage{number - 1}")
     if plan and plan[-1].number == number - 1:
-        weights = plan[-1].final_weights
-    else:
-        weights = next(iter(_trained(output_dir / f"stage{number - 1}")), None)
+        found = [plan[-1].final_weights]
     deeplab = None
-    if weights is not None:
+    if found:
+        weights = found[0]
         if before is not None and _is_deeplab(before) and not _is_deeplab(cfg):
             deeplab, weights = weights, weights.with_name("backbone.pth")
         own += ["MODEL.WEIGHTS", str(weights)]
@@ -242,7 +242,7 @@ def _headline(rows: Sequence[ResultRow]) -> str:
     found = {(row.task, row.metric): row for row in rows}
     by_protocol: dict[str, list[str]] = {}
     for row in (found[key] for key in _HEADLINES if key in found):
-        value = "-" if row.value is None else f"{row.value:.1f}"
+        value = percent_text(row.value, 1)
         by_protocol.setdefault(row.protocol, []).append(f"{row.task} {row.metric} {value}")
     numbers = [f"{', '.join(n)} ({protocol} protocol)" for protocol, n in by_protocol.items()]
     scope = sorted({f"{row.dataset}, {row.images} images" for row in rows})
@@ -259,7 +259,7 @@ def _is_scored(folder: Path) -> bool:
         _, about = read_results(folder / RESULTS)
     except ResultsError:
         return False
-    return about.get("weights_sha256") in map(file_sha256, _trained(folder))
+    return about.get("weights_sha256") in [file_sha256(path) for path in _trained(folder)]
 
 
 def _is_deeplab(cfg: CfgNode) -> bool:

@@ -22,7 +22,7 @@ from pycocotools import mask as mask_api
 
 from d2_cityscapes.evaluation.instances.rle import encode_crop, encode_mask
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.labels.instances import InstanceTable
+from d2_cityscapes.labels.instances import MEDIUM_AREA, SMALL_AREA, InstanceTable
 
 __all__ = [
     "AREA_GROUPS",
@@ -43,7 +43,8 @@ NUM_THRESHOLDS = 10  # of IoU: 0.5, 0.55 ... 0.95
 
 _THRESHOLDS = np.linspace(0.5, 0.95, NUM_THRESHOLDS)
 _MAX_DETECTIONS = 100  # of one class in one image
-_SIZES = ((0, 32**2), (32**2, 96**2), (96**2, np.inf))  # pixels, both ends included
+# of the area groups, pixels; both ends included
+_SIZES = ((0, SMALL_AREA), (SMALL_AREA, MEDIUM_AREA), (MEDIUM_AREA, np.inf))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from d2_cityscapes.evaluation.instances.coco_matching import (
 )
 from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator
 from d2_cityscapes.shards.reader import ShardReader, open_shard
 
 __all__ = ["CityscapesInstanceEvaluator", "InstanceEvaluator"]
@@ -35,10 +35,7 @@ __all__ = ["CityscapesInstanceEvaluator", "InstanceEvaluator"]
 class _MatchingEvaluator(ShardEvaluator):
     """Base: keeps what `_match` makes of ``output["instances"]`` for each image."""
 
-    def reset(self) -> None:
-        self._matches: dict[str, Any] = {}
-
-    def _add(self, image: dict, output: dict) -> None:
+    def _part(self, image: dict, output: dict) -> Any:
         reader, index = open_shard(image["shard"], self.table), image["index"]
         found: Instances = output["instances"].to("cpu")
         if tuple(found.image_size) != reader.image_size(index):
@@ -46,13 +43,10 @@ class _MatchingEvaluator(ShardEvaluator):
                 f"prediction of size {tuple(found.image_size)} for {image['image_id']}, whose "
                 f"annotation is {reader.image_size(index)}: resize it to the annotated image"
             )
-        self._matches[image["image_id"]] = self._match(found, reader, index)
+        return self._match(found, reader, index)
 
     def _match(self, found: Instances, reader: ShardReader, index: int) -> Any:
         raise NotImplementedError
-
-    def _state(self) -> dict[str, Any]:
-        return self._matches
 
 
 class InstanceEvaluator(_MatchingEvaluator):
@@ -68,8 +62,7 @@ class InstanceEvaluator(_MatchingEvaluator):
         )
         return {task: match_objects(truth, predictions, task, self.table) for task in self.tasks}
 
-    def _score(self, states: list[dict[str, dict[str, CocoMatches]]]) -> list[ResultRow]:
-        images = each_once(states)
+    def _score(self, images: dict[str, dict[str, CocoMatches]]) -> list[ResultRow]:
         rows = []
         for task in self.tasks:
             matches = {name: image[task] for name, image in images.items()}
@@ -93,8 +86,7 @@ class CityscapesInstanceEvaluator(_MatchingEvaluator):
             self.table,
         )
 
-    def _score(self, states: list[dict[str, CityscapesMatches]]) -> list[ResultRow]:
-        images = each_once(states)
+    def _score(self, images: dict[str, CityscapesMatches]) -> list[ResultRow]:
         (task,) = self.tasks
         return make_rows(
             task,

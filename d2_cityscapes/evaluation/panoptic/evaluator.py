@@ -12,7 +12,7 @@ from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
 from d2_cityscapes.evaluation.panoptic.report import panoptic_rows
 from d2_cityscapes.evaluation.results import ResultRow
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once, true_ids
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, true_ids
 
 __all__ = ["PanopticEvaluator"]
 
@@ -23,10 +23,7 @@ class PanopticEvaluator(ShardEvaluator):
     Category ids are train ids, for things and stuff alike.
     """
 
-    def reset(self) -> None:
-        self._images: dict[str, np.ndarray] = {}  # image -> (6, C) state, a kilobyte
-
-    def _add(self, image: dict, output: dict) -> None:
+    def _part(self, image: dict, output: dict) -> np.ndarray:
         quality = PanopticQuality(self.table)
         panoptic, segments_info = output["panoptic_seg"]
         try:
@@ -34,13 +31,9 @@ class PanopticEvaluator(ShardEvaluator):
             quality.update(predicted, true_ids(image, self.table))
         except InvalidMapError as error:
             raise InvalidMapError(f"{image['image_id']}: panoptic_seg: {error}") from error
-        self._images[image["image_id"]] = quality.state()
+        return quality.state()
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return self._images
-
-    def _score(self, states: list[dict[str, np.ndarray]]) -> list[ResultRow]:
-        images = each_once(states)
+    def _score(self, images: dict[str, np.ndarray]) -> list[ResultRow]:
         total = PanopticQuality(self.table)
         for state in images.values():
             total.merge(state)

@@ -19,20 +19,20 @@ segments of one image, number 0 being void; K pairs of segments that share pixel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from d2_cityscapes.evaluation.class_means import mean_of_seen
 from d2_cityscapes.evaluation.panoptic.map_scores import (
     InvalidMapError,
     MapScore,
     check_instance_ids,
     paired_runs,
 )
-from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
+from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelClass, LabelTable
 
-__all__ = ["STATE_ROWS", "InvalidMapError", "PanopticQuality"]
+__all__ = ["STATE_ROWS", "InvalidMapError", "PanopticQuality", "class_groups"]
 
 # Rows of the (6, C) state: sum of matched IoUs; counts of segments; and for stuff, the sum of the
 # IoUs of PQ-dagger and the number of images whose truth has the class.
@@ -93,17 +93,12 @@ class PanopticQuality(MapScore):
             c.name: _class_quality(*self._sums[:, c.train_id].tolist(), is_thing=c.is_thing)
             for c in self.table.classes
         }
-        groups = {
-            "": self.table.classes,
-            "_th": self.table.things,
-            "_st": self.table.stuff,
-        }
         result: dict[str, Any] = {
-            metric + suffix: _mean([per_class[c.name][metric] for c in classes])
-            for suffix, classes in groups.items()
+            metric + suffix: mean_of_seen(per_class[c.name][metric] for c in classes)
+            for suffix, classes in class_groups(self.table).items()
             for metric in ("PQ", "SQ", "RQ")
         }
-        result["PQ_dagger"] = _mean([q["PQ_dagger"] for q in per_class.values()])
+        result["PQ_dagger"] = mean_of_seen(q["PQ_dagger"] for q in per_class.values())
         result["per_class"] = per_class
         return result
 
@@ -153,6 +148,11 @@ class PanopticQuality(MapScore):
             self._sums[STATE_ROWS.index(row)] += np.bincount(classes, weights, num_classes)
 
 
+def class_groups(table: LabelTable) -> dict[str, tuple[LabelClass, ...]]:
+    """The classes that there are means over, by what their names end in: PQ, PQ_th, PQ_st."""
+    return {"": table.classes, "_th": table.things, "_st": table.stuff}
+
+
 def _rank(codes: np.ndarray, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
     """Number the codes that occur, void being 0 whether it occurs or not: (R,) numbers, codes."""
     seen = np.zeros(num_codes, dtype=bool)
@@ -200,8 +200,3 @@ def _class_quality(
         "fp": int(fp),
         "fn": int(fn),
     }
-
-
-def _mean(values: Sequence[float | int | None]) -> float | None:
-    seen = [v for v in values if v is not None]
-    return sum(seen) / len(seen) if seen else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
-from d2_cityscapes.evaluation.results import ResultRow, make_rows
+from d2_cityscapes.evaluation.class_means import mean_of_seen
+from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality, class_groups
+from d2_cityscapes.evaluation.results import ResultRow, make_rows, percent_text
 from d2_cityscapes.labels import LabelClass
 
 __all__ = ["format_panoptic", "panoptic_rows"]
@@ -33,12 +34,11 @@ def panoptic_rows(
     def seen(metric: str, classes: Sequence[LabelClass]) -> int:
         return sum(classes_of[c.name][metric] is not None for c in classes)
 
-    groups = {"": table.classes, "_th": table.things, "_st": table.stuff}
     rows = []
     for protocol, metrics in _PROTOCOLS.items():
         scores = {
             metric + suffix: (result[metric + suffix], seen(metric, classes))
-            for suffix, classes in groups.items()
+            for suffix, classes in class_groups(table).items()
             for metric in metrics
             if metric + suffix in result
         }
@@ -80,15 +80,11 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means of the qualities over the classes seen, and sums of the counts."""
     summary: dict[str, Any] = {count: sum(row[count] for row in rows) for count in _COUNTS}
     for metric in ("PQ", "SQ", "RQ", "PQ_dagger"):
-        seen = [row[metric] for row in rows if row[metric] is not None]
-        summary[metric] = sum(seen) / len(seen) if seen else None
+        summary[metric] = mean_of_seen(row[metric] for row in rows)
     return summary
 
 
 def _line(name: str, width: int, row: dict[str, Any]) -> str:
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f}"
-
-    line = f"{name:<{width}}" + "".join(f"{percent(row[m]):>8}" for m in ("PQ", "SQ", "RQ"))
-    line += f"{percent(row['PQ_dagger']):>11}"
+    line = f"{name:<{width}}" + "".join(f"{percent_text(row[m], 1):>8}" for m in ("PQ", "SQ", "RQ"))
+    line += f"{percent_text(row['PQ_dagger'], 1):>11}"
     return line + "".join(f"{row[count]:>8}" for count in _COUNTS)

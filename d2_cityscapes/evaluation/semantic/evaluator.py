@@ -11,7 +11,7 @@ from d2_cityscapes.evaluation.panoptic.instance_ids import train_ids_of_sem_seg
 from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
 from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, each_once, true_ids
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, true_ids
 
 __all__ = ["SemSegEvaluator"]
 
@@ -22,23 +22,16 @@ class SemSegEvaluator(ShardEvaluator):
     Either (C, H, W) scores, or an (H, W) map of train ids with 255 for void.
     """
 
-    def reset(self) -> None:
-        self._images: dict[str, np.ndarray] = {}  # some kilobytes each
-
-    def _add(self, image: dict, output: dict) -> None:
+    def _part(self, image: dict, output: dict) -> np.ndarray:
         quality = SemSegQuality(self.table)
         try:
             predicted = train_ids_of_sem_seg(output["sem_seg"], self.table)
             quality.update(predicted, true_ids(image, self.table))
         except InvalidMapError as error:
             raise InvalidMapError(f"{image['image_id']}: sem_seg: {error}") from error
-        self._images[image["image_id"]] = quality.state()
+        return quality.state()
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return self._images
-
-    def _score(self, states: list[dict[str, np.ndarray]]) -> list[ResultRow]:
-        images = each_once(states)
+    def _score(self, images: dict[str, np.ndarray]) -> list[ResultRow]:
         total = SemSegQuality(self.table)
         for state in images.values():
             total.merge(state)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from d2_cityscapes.errors import first_few
+from d2_cityscapes.evaluation.class_means import mean_of_seen
 from d2_cityscapes.evaluation.panoptic.map_scores import (
     InvalidMapError,
     MapScore,
@@ -199,5 +200,4 @@ class SemSegQuality(MapScore):
 
 
 def _mean(group: Mapping[str, Mapping[str, float | None]], metric: str) -> float | None:
-    values = [value for scores in group.values() if (value := scores.get(metric)) is not None]
-    return sum(values) / len(values) if values else None
+    return mean_of_seen(scores.get(metric) for scores in group.values())

@@ -26,6 +26,7 @@ from d2_cityscapes.evaluation.shard_evaluator import each_once
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import write_picture
+from d2_cityscapes.shards.file import ShardFile
 
 __all__ = ["PanopticSubmissionWriter", "SemSegSubmissionWriter"]
 
@@ -70,7 +71,7 @@ class PanopticSubmissionWriter(DatasetEvaluator):
     def __init__(self, dataset_name: str, folder: str | Path) -> None:
         self.table: LabelTable = MetadataCatalog.get(dataset_name).label_table
         shard = Path(DatasetCatalog.get(dataset_name)[0]["shard"])
-        split = shard.name.rpartition("_")[0]  # <split>_<k>of<n>.safetensors
+        split = ShardFile(shard, self.table).metadata["split"]
         self.folder = Path(folder) / f"cityscapes_panoptic_{split}"
         self.reset()
 
