@@ -5,10 +5,13 @@ The default of each key leaves stock Detectron2 behaviour as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as _get_detectron2_cfg
 
-__all__ = ["add_d2_cityscapes_config", "get_cfg", "model_tasks"]
+__all__ = ["add_d2_cityscapes_config", "get_cfg", "leaves", "model_tasks"]
 
 
 def get_cfg() -> CN:
@@ -164,6 +167,15 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # tolerance]; without a dataset they hold for each one in DATASETS.TEST.
 
 
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a config, as it is or as read from its text."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def model_tasks(cfg: CN) -> tuple[str, ...]:
     """What the configured model predicts, in the names of the evaluators.
 
@@ -175,6 +187,7 @@ def model_tasks(cfg: CN) -> tuple[str, ...]:
     panoptic = ("panoptic_seg",) if cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED else ()
     return {
         "SemanticSegmentor": ("sem_seg",),
+        "StagedSegmentor": ("sem_seg",),
         "DeepLabV3Segmentor": ("sem_seg",),
         "SeamlessPanoptic": (*instance_tasks, "sem_seg", *panoptic),
     }.get(cfg.MODEL.META_ARCHITECTURE, instance_tasks)

@@ -1,4 +1,4 @@
-"""Worker processes for long work on many images."""
+"""Worker processes for long work on many images, and processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from d2_cityscapes.errors import D2CityscapesError
 
-__all__ = ["map_in_order", "worker_pool"]
+__all__ = ["leave_with_parent", "map_in_order", "worker_pool"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -69,10 +69,15 @@ def map_in_order(
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_with_parent()
 
 
-def _end_with_parent() -> None:
+def leave_with_parent() -> None:
+    """Let this process end when the one that started it does, even by kill -9."""
+    threading.Thread(target=_leave_behind_parent, daemon=True).start()
+
+
+def _leave_behind_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

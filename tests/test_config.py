@@ -5,25 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
-from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from d2_cityscapes import add_d2_cityscapes_config, get_cfg
-from d2_cityscapes.config import model_tasks
-
-
-def _flat(node: CfgNode, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in node.items():
-        name = prefix + key
-        flat |= _flat(value, name + ".") if isinstance(value, CfgNode) else {name: value}
-    return flat
+from d2_cityscapes.config import leaves, model_tasks
 
 
 def test_detectron2_defaults_are_untouched():
-    stock, ours = _flat(get_detectron2_cfg()), _flat(get_cfg())
+    stock, ours = dict(leaves(get_detectron2_cfg())), dict(leaves(get_cfg()))
     assert {key: ours[key] for key in stock} == stock
-    assert not any(key.startswith("MODEL.FREEZE") for key in _flat(get_detectron2_cfg()))
+    assert not any(key.startswith("MODEL.FREEZE") for key, _ in leaves(get_detectron2_cfg()))
 
 
 def test_adding_to_an_own_config_is_the_same():
@@ -34,7 +25,7 @@ def test_adding_to_an_own_config_is_the_same():
 
 def test_every_key_of_ours_acts_somewhere(repository):
     """No dead keys: each is read in the package outside of config.py."""
-    added = _flat(get_cfg()).keys() - _flat(get_detectron2_cfg()).keys()
+    added = dict(leaves(get_cfg())).keys() - dict(leaves(get_detectron2_cfg())).keys()
     sources = [p for p in (repository / "d2_cityscapes").rglob("*.py") if p.name != "config.py"]
     text = "\n".join(p.read_text() for p in sources)
     for key in added:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine.launch import launch
-from d2_cityscapes.engine.setup import ConfigError, images_per_step
+from d2_cityscapes.engine.setup import LENGTHS, ConfigError, images_per_step
 
 __all__ = [
     "check_step_size",
@@ -25,11 +25,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# What SOLVER.REFERENCE_WORLD_SIZE scales: by (section of the config, keys).
-_LENGTHS = (
-    ("SOLVER", ("MAX_ITER", "STEPS", "WARMUP_ITERS", "COSINE_ITERS", "CHECKPOINT_PERIOD")),
-    ("TEST", ("EVAL_PERIOD", "VAL_LOSS_PERIOD")),
-)
+# What SOLVER.REFERENCE_WORLD_SIZE scales beside `LENGTHS`.
 _RATES = ("BASE_LR", "BASE_LR_END")
 
 
@@ -105,9 +101,8 @@ def scale_to_world(cfg: CfgNode, world_size: int) -> CfgNode:
     cfg.SOLVER.PLATEAU.MIN_LR = solver.PLATEAU.MIN_LR * scale
     for key in _RATES:
         cfg.SOLVER[key] = solver[key] * scale
-    for section, keys in _LENGTHS:
-        for key in keys:
-            cfg[section][key] = _shortened(cfg[section][key], scale)
+    for section, key in LENGTHS:
+        cfg[section][key] = _shortened(cfg[section][key], scale)
     cfg.MODEL.FREEZE.SCHEDULE = [
         [_shortened(start, scale), patterns] for start, patterns in cfg.MODEL.FREEZE.SCHEDULE
     ]

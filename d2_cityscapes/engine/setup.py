@@ -20,6 +20,7 @@ from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.evaluation.expected import parse_expected
 
 __all__ = [
+    "LENGTHS",
     "ConfigError",
     "check_datasets",
     "check_expected_results",
@@ -32,15 +33,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The keys that SOLVER.EPOCHS.<last part> sets.
-_LENGTHS = (
-    "SOLVER.MAX_ITER",
-    "SOLVER.STEPS",
-    "SOLVER.WARMUP_ITERS",
-    "SOLVER.COSINE_ITERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-    "TEST.VAL_LOSS_PERIOD",
+# Lengths of a training in iterations: section of the config and key. SOLVER.EPOCHS.<key> sets them,
+# and SOLVER.REFERENCE_WORLD_SIZE scales them.
+LENGTHS = (
+    ("SOLVER", "MAX_ITER"),
+    ("SOLVER", "STEPS"),
+    ("SOLVER", "WARMUP_ITERS"),
+    ("SOLVER", "COSINE_ITERS"),
+    ("SOLVER", "CHECKPOINT_PERIOD"),
+    ("TEST", "EVAL_PERIOD"),
+    ("TEST", "VAL_LOSS_PERIOD"),
 )
 
 
@@ -170,9 +172,8 @@ def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
         overridden: keys from the command line; of the two names of a length the later one counts.
     """
     lengths = {}
-    for name in _LENGTHS:
-        section, key = name.split(".")
-        epochs = cfg.SOLVER.EPOCHS[key]
+    for section, key in LENGTHS:
+        name, epochs = f"{section}.{key}", cfg.SOLVER.EPOCHS[key]
         given = [other for other in overridden if other in (name, f"SOLVER.EPOCHS.{key}")]
         if epochs and given[-1:] != [name]:
             lengths[section, key] = epochs

@@ -127,11 +127,6 @@ class LabelTable:
         return self.thing_id_of_train[self.train_id_of] >= 0
 
     @cached_property
-    def train_id_of_thing(self) -> np.ndarray:
-        """int64 (T,): train id of every thing id."""
-        return np.array([c.train_id for c in self.things], dtype=np.int64)
-
-    @cached_property
     def label_id_of_thing(self) -> np.ndarray:
         """int64 (T,): label id of every thing id."""
         return np.array([c.label_id for c in self.things], dtype=np.int64)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
 
+from d2_cityscapes.config import leaves
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import file_sha256, write_json
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
@@ -70,7 +71,7 @@ def check_settings(folder: Path, cfg: CfgNode) -> None:
         free.update(_ANCHORS)
     else:
         cfg = resolve_anchors(cfg)
-    now = _flat(yaml.safe_load(cfg.dump()))
+    now = dict(leaves(yaml.safe_load(cfg.dump())))
     if before.get("MODEL.DEVICE") != now["MODEL.DEVICE"]:
         free.add("SOLVER.AMP.ENABLED")  # follows the device
     changed = [
@@ -124,21 +125,10 @@ def _identity(weights: str) -> dict[str, str | None]:
 def _read_config(path: Path) -> dict[str, Any]:
     """Key -> value; what a killed process left of it, which can be nothing."""
     try:
-        settings = _flat(yaml.safe_load(path.read_text()))
+        tree = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return {}
+    settings = dict(leaves(tree)) if isinstance(tree, Mapping) else {}
     if settings and "VERSION" not in settings:  # near the end of every config
         settings.popitem()  # the last value may be cut short
     return settings
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return dict(_leaves(tree, ())) if isinstance(tree, Mapping) else {}
-
-
-def _leaves(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield ".".join((*path, name)), value

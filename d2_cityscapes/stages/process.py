@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 from d2_cityscapes.errors import run
+from d2_cityscapes.worker_pool import leave_with_parent
 
 __all__ = ["train_in_fresh_process"]
 
@@ -55,17 +54,10 @@ def _without_ctrl_c() -> Iterator[None]:
 def _train(config_file: Path, opts: Sequence[str]) -> None:
     from d2_cityscapes.engine.trainer import setup, train
 
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent()
     args = argparse.Namespace(config_file=str(config_file), opts=list(opts), eval_only=False)
 
     def main() -> None:
         train(setup(args), resume=True)
 
     run(main)
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

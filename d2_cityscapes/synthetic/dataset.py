@@ -13,15 +13,13 @@ from __future__ import annotations
 import functools
 import io
 import json
-import multiprocessing
 import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from cityscapesscripts.helpers.labels import id2label
 from PIL import Image, ImageFilter
+from tqdm import tqdm
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically, write_json
@@ -35,6 +33,7 @@ from d2_cityscapes.synthetic.street.sprites import (
     simplify,
     trace_outline,
 )
+from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = [
     "Scene",
@@ -160,6 +159,7 @@ def make_tree(
 
     Raises:
         SyntheticError: for arguments out of range, or a folder that holds something else.
+        D2CityscapesError: a worker was killed.
     """
     counts = {"train": train, "val": val, "train_extra": train_extra}
     for name, count in counts.items():
@@ -183,14 +183,19 @@ def make_tree(
         if not all(path.exists() for path in _files(root, split, index))
     ]
     work = functools.partial(_make_one, root, height, width, seed)
-    done = sum(counts.values()) - len(pending)
-    if workers == 1:
-        _consume(map(work, pending), done, done + len(pending), progress)
-    else:
-        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        context = multiprocessing.get_context(method)
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            _consume(pool.map(work, pending), done, done + len(pending), progress)
+    total = sum(counts.values())
+    with (
+        worker_pool(workers) as pool,
+        tqdm(
+            initial=total - len(pending),
+            total=total,
+            unit="image",
+            desc="scenes",
+            disable=not progress,
+        ) as bar,
+    ):
+        for _ in map_in_order(pool, work, pending):
+            bar.update()
     return root
 
 
@@ -198,15 +203,6 @@ def _make_one(root: Path, height: int, width: int, seed: int, which: tuple[str, 
     split, index = which
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     write_scene(render_scene(height, width, rng=rng), root, split, index)
-
-
-def _consume(results: Iterable[None], done: int, total: int, progress: bool) -> None:
-    if progress:
-        from tqdm import tqdm
-
-        results = tqdm(results, initial=done, total=total, unit="image", desc="scenes")
-    for _ in results:
-        pass
 
 
 def _claim(root: Path, arguments: dict[str, int]) -> None:

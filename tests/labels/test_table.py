@@ -57,10 +57,10 @@ def test_round_trips_between_the_id_spaces() -> None:
     train_ids = np.arange(19)
     label_ids = CITYSCAPES.label_id_of_train[train_ids]
     assert (CITYSCAPES.train_id_of[label_ids] == train_ids).all()
-    things = np.arange(8)
-    assert (CITYSCAPES.thing_id_of_train[CITYSCAPES.train_id_of_thing] == things).all()
+    things = [c.train_id for c in CITYSCAPES.things]
+    assert (CITYSCAPES.thing_id_of_train[things] == np.arange(8)).all()
     assert (CITYSCAPES.label_id_of_thing == [name2label[name].id for name in THINGS]).all()
-    of_things = CITYSCAPES.label_id_of_train[CITYSCAPES.train_id_of_thing]
+    of_things = CITYSCAPES.label_id_of_train[things]
     assert (of_things == CITYSCAPES.label_id_of_thing).all()
 
 

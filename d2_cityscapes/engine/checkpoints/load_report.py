@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from d2_cityscapes.modeling.freezing.freeze import parents
 
 __all__ = ["LoadReport", "shortened"]
 
@@ -48,9 +50,9 @@ class LoadReport:
         A group is the outermost module of model and file that holds nothing but these names.
         """
         others = {*self.loaded, *self.initialised, *self.unused}.difference(names)
-        mixed = {parent for name in others for parent in _parents(name)}
+        mixed = {parent for name in others for parent in parents(name)}
         groups = Counter(
-            next((parent for parent in _parents(name) if parent not in mixed), name)
+            next((parent for parent in parents(name) if parent not in mixed), name)
             for name in names
         )
         return shortened([f"{group} ({_tensors(number)})" for group, number in groups.items()])
@@ -64,9 +66,3 @@ def shortened(names: Sequence[str]) -> str:
 
 def _tensors(number: int) -> str:
     return f"{number} tensor{'s' if number > 1 else ''}"
-
-
-def _parents(name: str) -> Iterator[str]:
-    """Names of the modules around a tensor, outermost first."""
-    parts = name.split(".")
-    return (".".join(parts[:end]) for end in range(1, len(parts)))

@@ -26,6 +26,7 @@ __all__ = [
     "freeze_report",
     "later_parameters_on",
     "own_parameters",
+    "parents",
     "parse_schedule",
     "plan_freezing",
     "unwrap",
@@ -254,7 +255,7 @@ def freeze_report(model: nn.Module, frozen: Sequence[str]) -> FreezeReport:
     """
     model = unwrap(model)
     released = {name for name, _ in model.named_modules()}.difference(frozen)
-    partly = {parent for name in released for parent in _parents(name)}
+    partly = {parent for name in released for parent in parents(name)}
     whole = _outermost(name for name in frozen if name not in partly)
     return FreezeReport(tuple(whole), tuple(_groups(model)))
 
@@ -286,13 +287,13 @@ def _without(
 def _outermost(names: Iterable[str]) -> list[str]:
     names = list(names)
     inside = set(names)
-    return [name for name in names if not inside.intersection(_parents(name))]
+    return [name for name in names if not inside.intersection(parents(name))]
 
 
-def _parents(name: str) -> Iterator[str]:
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
+def parents(name: str) -> Iterator[str]:
+    """Names of the modules around a module or tensor, outermost first."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))
 
 
 def _groups(model: nn.Module) -> Iterator[tuple[str, int, int]]:
