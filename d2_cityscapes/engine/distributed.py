@@ -101,7 +101,8 @@ def scale_to_world(cfg: CfgNode, world_size: int) -> CfgNode:
     cfg.SOLVER.PLATEAU.MIN_LR = solver.PLATEAU.MIN_LR * scale
     for key in _RATES:
         cfg.SOLVER[key] = solver[key] * scale
-    for section, key in LENGTHS:
+    for name in LENGTHS:
+        section, key = name.split(".")
         cfg[section][key] = _shortened(cfg[section][key], scale)
     cfg.MODEL.FREEZE.SCHEDULE = [
         [_shortened(start, scale), patterns] for start, patterns in cfg.MODEL.FREEZE.SCHEDULE

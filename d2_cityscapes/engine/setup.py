@@ -33,16 +33,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Lengths of a training in iterations: section of the config and key. SOLVER.EPOCHS.<key> sets them,
-# and SOLVER.REFERENCE_WORLD_SIZE scales them.
+# Lengths of a training in iterations. SOLVER.EPOCHS.<last part> sets them, and
+# SOLVER.REFERENCE_WORLD_SIZE scales them.
 LENGTHS = (
-    ("SOLVER", "MAX_ITER"),
-    ("SOLVER", "STEPS"),
-    ("SOLVER", "WARMUP_ITERS"),
-    ("SOLVER", "COSINE_ITERS"),
-    ("SOLVER", "CHECKPOINT_PERIOD"),
-    ("TEST", "EVAL_PERIOD"),
-    ("TEST", "VAL_LOSS_PERIOD"),
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.COSINE_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "TEST.VAL_LOSS_PERIOD",
 )
 
 
@@ -172,8 +172,9 @@ def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
         overridden: keys from the command line; of the two names of a length the later one counts.
     """
     lengths = {}
-    for section, key in LENGTHS:
-        name, epochs = f"{section}.{key}", cfg.SOLVER.EPOCHS[key]
+    for name in LENGTHS:
+        section, key = name.split(".")
+        epochs = cfg.SOLVER.EPOCHS[key]
         given = [other for other in overridden if other in (name, f"SOLVER.EPOCHS.{key}")]
         if epochs and given[-1:] != [name]:
             lengths[section, key] = epochs
