@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ __all__ = [
     "compare",
     "machine",
     "one_thread",
+    "reported",
+    "size_text",
     "time_in_turn",
     "write_comparisons",
 ]
@@ -64,6 +66,23 @@ def compare(
         )
         for peer, theirs in peers.items()
     ]
+
+
+def reported(
+    groups: Iterable[list[Comparison]], report: Callable[[Sequence[Comparison]], None]
+) -> list[Comparison]:
+    """All comparisons; ``report`` gets each group of them as soon as it is measured."""
+    comparisons: list[Comparison] = []
+    for found in groups:
+        if found:
+            report(found)
+        comparisons += found
+    return comparisons
+
+
+def size_text(size: Sequence[int]) -> str:
+    """(512, 1024) is "512x1024"."""
+    return "x".join(map(str, size))
 
 
 def time_in_turn(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:

@@ -26,7 +26,13 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 
-from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, time_in_turn
+from d2_cityscapes.benchmark.comparison import (
+    Comparison,
+    compare,
+    one_thread,
+    reported,
+    time_in_turn,
+)
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.data.mapper import CityscapesShardMapper
@@ -84,12 +90,8 @@ def benchmark_data(
     settings: DataBenchmark, *, report: Callable[[Sequence[Comparison]], None]
 ) -> list[Comparison]:
     """Run all comparisons; ``report`` gets each group of them as soon as it is measured."""
-    comparisons: list[Comparison] = []
-    for measure in (_listing, _mapping, _reading, _loading, _memory):
-        found = measure(settings)
-        report(found)
-        comparisons += found
-    return comparisons
+    measures = (_listing, _mapping, _reading, _loading, _memory)
+    return reported((measure(settings) for measure in measures), report)
 
 
 def _listing(settings: DataBenchmark) -> list[Comparison]:

@@ -36,7 +36,13 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, time_in_turn
+from d2_cityscapes.benchmark.comparison import (
+    Comparison,
+    compare,
+    one_thread,
+    reported,
+    time_in_turn,
+)
 from d2_cityscapes.data.register import register_cityscapes_shards
 from d2_cityscapes.evaluation.evaluators import CityscapesInstanceEvaluator, InstanceEvaluator
 from d2_cityscapes.evaluation.instances.coco_matching import true_objects
@@ -75,13 +81,9 @@ def benchmark_evaluation(
     settings: EvaluationBenchmark, *, report: Callable[[Sequence[Comparison]], None]
 ) -> list[Comparison]:
     """Run all comparisons; ``report`` gets each group of them as soon as it is measured."""
-    comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        for measure in (_panoptic, _instances):
-            found = measure(settings, Path(folder))
-            report(found)
-            comparisons += found
-    return comparisons
+        measures = (_panoptic, _instances)
+        return reported((measure(settings, Path(folder)) for measure in measures), report)
 
 
 def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:

@@ -16,7 +16,14 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, time_in_turn
+from d2_cityscapes.benchmark.comparison import (
+    Comparison,
+    compare,
+    one_thread,
+    reported,
+    size_text,
+    time_in_turn,
+)
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
 from d2_cityscapes.modeling.panoptic.postprocessing import (
@@ -64,16 +71,16 @@ def benchmark_fusion(
     Raises:
         RuntimeError: our results are not those of Detectron2.
     """
-    comparisons: list[Comparison] = []
-    half = (settings.size[0] // 2, settings.size[1] // 2)
     with one_thread(), torch.no_grad():
-        for above in settings.above:
-            found = _fusion(settings, above)
-            for image_size in (settings.size, half):
-                found += _whole(settings, above, image_size)
-            report(found)
-            comparisons += found
-    return comparisons
+        return reported((_fusion_and_whole(settings, above) for above in settings.above), report)
+
+
+def _fusion_and_whole(settings: FusionBenchmark, above: int) -> list[Comparison]:
+    half = (settings.size[0] // 2, settings.size[1] // 2)
+    found = _fusion(settings, above)
+    for image_size in (settings.size, half):
+        found += _whole(settings, above, image_size)
+    return found
 
 
 def _fusion(settings: FusionBenchmark, above: int) -> list[Comparison]:
@@ -91,7 +98,7 @@ def _fusion(settings: FusionBenchmark, above: int) -> list[Comparison]:
     peer = "Detectron2's combine_semantic_and_instance_outputs"
     seconds = time_in_turn({"ours": ours, peer: stock}, rounds=settings.rounds)
     return compare(
-        f"fuse_panoptic, {_text(settings.size)}, {_counts(settings, above)}", "ms",
+        f"fuse_panoptic, {size_text(settings.size)}, {_counts(settings, above)}", "ms",
         1000 * seconds["ours"], {peer: 1000 * seconds[peer]},
     )  # fmt: skip
 
@@ -128,7 +135,7 @@ def _whole(settings: FusionBenchmark, above: int, image_size: tuple[int, int]) -
     found = []
     for name in own:
         found += compare(
-            f"all post-processing, {_text(image_size)} to {_text(size)}, "
+            f"all post-processing, {size_text(image_size)} to {size_text(size)}, "
             f"{_counts(settings, above)}, {name}",
             "ms", 1000 * seconds[name], {peer: 1000 * seconds[peer]},
         )  # fmt: skip
@@ -219,7 +226,3 @@ def _detections(settings: FusionBenchmark, image_size: tuple[int, int], above: i
 
 def _counts(settings: FusionBenchmark, above: int) -> str:
     return f"{above} of {settings.detections} detections above the threshold"
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

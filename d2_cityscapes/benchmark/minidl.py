@@ -14,7 +14,14 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2_cityscapes.benchmark.comparison import Comparison, compare, one_thread, time_in_turn
+from d2_cityscapes.benchmark.comparison import (
+    Comparison,
+    compare,
+    one_thread,
+    reported,
+    size_text,
+    time_in_turn,
+)
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.layers.losses import bootstrapped_cross_entropy
 from d2_cityscapes.layers.mini_dl import MiniDL
@@ -55,13 +62,8 @@ def benchmark_minidl(
     measures = [_context, _head]
     if torch.cuda.is_available():
         measures.append(_head_on_gpu)
-    comparisons: list[Comparison] = []
     with one_thread():
-        for measure in measures:
-            found = measure(settings)
-            report(found)
-            comparisons += found
-    return comparisons
+        return reported((measure(settings) for measure in measures), report)
 
 
 def direct_context(module: MiniDL, x: Tensor) -> Tensor:
@@ -113,10 +115,9 @@ def _context(settings: MiniDLBenchmark) -> list[Comparison]:
         seconds = time_in_turn(
             {"ours": run(module.context)}, rounds=max(settings.rounds, _LEAST)
         ) | time_in_turn({_PEER: run(direct)}, rounds=settings.rounds)
-        size = "x".join(map(str, x.shape))
         found += compare(
-            f"MiniDL context branch, {size}, one thread, {what}", "s", seconds["ours"],
-            {_PEER: seconds[_PEER]},
+            f"MiniDL context branch, {size_text(x.shape)}, one thread, {what}", "s",
+            seconds["ours"], {_PEER: seconds[_PEER]},
         )  # fmt: skip
     return found
 
@@ -125,7 +126,7 @@ def _head(settings: MiniDLBenchmark) -> list[Comparison]:
     step, direct = _steps(settings.image_size, batch=1, device="cpu")
     seconds = time_in_turn({"ours": step, _PEER: direct}, rounds=max(settings.rounds, _LEAST))
     return compare(
-        f"semantic head, {_text(settings.image_size)} px, one thread, forward+backward", "s",
+        f"semantic head, {size_text(settings.image_size)} px, one thread, forward+backward", "s",
         seconds["ours"], {_PEER: seconds[_PEER]},
     )  # fmt: skip
 
@@ -140,7 +141,7 @@ def _head_on_gpu(settings: MiniDLBenchmark) -> list[Comparison]:
         step()
         peaks[name] = (torch.cuda.max_memory_allocated() - before) / 1e6
     seconds = time_in_turn(steps, rounds=max(settings.rounds, _LEAST))
-    what = f"semantic head, 2 x {_text(settings.gpu_image_size)} px, GPU"
+    what = f"semantic head, 2 x {size_text(settings.gpu_image_size)} px, GPU"
     return [
         *compare(
             f"{what}, forward+backward", "ms", 1000 * seconds["ours"],
@@ -177,7 +178,3 @@ def _steps(
         lambda: step(lambda: head(features, targets)[1]),
         lambda: step(lambda: direct_losses(head, features, targets)),
     )
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

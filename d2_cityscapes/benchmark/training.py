@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from d2_cityscapes.benchmark.comparison import Comparison, compare
+from d2_cityscapes.benchmark.comparison import Comparison, compare, reported
 from d2_cityscapes.benchmark.trainers import (
     Contender,
     TrainingBenchmark,
@@ -43,16 +43,11 @@ def benchmark_training(
         RuntimeError: the sides do not compute the same.
     """
     logging.getLogger("detectron2").setLevel(logging.INFO)  # else its trainer prints everything
-    comparisons: list[Comparison] = []
     with datasets(settings), tempfile.TemporaryDirectory() as output:
         stock, ours = build_contenders(settings, output)
         check_same_work(settings, stock, ours)
-        for measure in (_speed, _memory, _gpu_busy):
-            found = measure(settings, stock, ours)
-            if found:
-                report(found)
-            comparisons += found
-    return comparisons
+        measures = (_speed, _memory, _gpu_busy)
+        return reported((measure(settings, stock, ours) for measure in measures), report)
 
 
 def _speed(settings: TrainingBenchmark, stock: _Side, ours: _Side) -> list[Comparison]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import open_atomically
 
 __all__ = [
+    "STEPS",
     "Conversion",
     "ConversionError",
     "convert_weights",
     "counted",
+    "mismatch",
     "read_weights",
     "write_weights",
 ]
+
+STEPS = "num_batches_tracked"  # counts training steps; no norm with fixed momentum reads it
 
 
 class ConversionError(D2CityscapesError):
@@ -106,6 +110,12 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     content = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     with open_atomically(path) as file:
         torch.save({"model": content}, file)
+
+
+def mismatch(message: str, problems: Sequence[str]) -> ConversionError:
+    """One error for any number of problems: the first in its line, all in its details."""
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return ConversionError(f"{message}: {problems[0]}{more}", details=problems)
 
 
 def counted(number: int, noun: str) -> str:

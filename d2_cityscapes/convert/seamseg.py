@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 
 from d2_cityscapes.convert.files import (
+    STEPS,
     Conversion,
     ConversionError,
     convert_weights,
     counted,
+    mismatch,
 )
 from d2_cityscapes.labels import CITYSCAPES
 
 __all__ = ["convert_seamseg_file", "seamseg_to_detectron2"]
 
 CONFIG = "configs/panoptic/seamless_R_50_FPN.yaml"
-STEPS = "num_batches_tracked"  # counts training steps; no norm with fixed momentum reads it
 NORM_EPSILON = 1e-5  # which iABN adds to the absolute weight
 
 _WEIGHT = ("weight",)
@@ -82,11 +83,7 @@ def seamseg_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:
         *(f"unknown: {name}" for name in weights.keys() - names.keys() - set(steps)),
     ]
     if problems:
-        problems = sorted(problems)
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ConversionError(
-            f"not seamseg's panoptic network: {problems[0]}{more}", details=problems
-        )
+        raise mismatch("not seamseg's panoptic network", sorted(problems))
     _check_classes(weights)
     tensors = {ours: _value(theirs, ours, weights[theirs]) for theirs, ours in names.items()}
     statistics = ("running_mean", "running_var")

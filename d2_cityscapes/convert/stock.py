@@ -24,7 +24,14 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from d2_cityscapes.convert.files import ConversionError, counted, read_weights, write_weights
+from d2_cityscapes.convert.files import (
+    STEPS,
+    ConversionError,
+    counted,
+    mismatch,
+    read_weights,
+    write_weights,
+)
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import CITYSCAPES
@@ -61,7 +68,7 @@ NOTES = {
 }
 # Tensors that a checkpoint may have and the stock model not: anchors, which the config holds, and
 # the step counters of batch norm, which some versions of Detectron2 drop when they freeze it.
-EXTRA_TENSORS = (f"*.{RECORD}", "*.cell_anchors.*", "*.num_batches_tracked")
+EXTRA_TENSORS = (f"*.{RECORD}", "*.cell_anchors.*", f"*.{STEPS}")
 # Of its metadata Detectron2's demo takes the class names, of things and of all 19 classes.
 NAMES_DATASET = "cityscapes_fine_instance_seg_val"
 
@@ -214,8 +221,7 @@ def _check_tensors(
         ),
     ]
     if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ConversionError(f"{message}: {problems[0]}{more}", details=problems)
+        raise mismatch(message, problems)
 
 
 def _relevant(names: Iterable[str]) -> list[str]:

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from d2_cityscapes.convert.files import (
+    STEPS,
     Conversion,
     ConversionError,
     convert_weights,
     counted,
+    mismatch,
 )
 
 __all__ = ["convert_torchvision_file", "detectron2_name", "torchvision_to_detectron2"]
 
 BODY = "backbone.bottom_up."  # of every FPN of Detectron2
 FIRST_BLOCK = "layer1.0.conv1.weight"
-STEPS = "num_batches_tracked"  # counts training steps; no norm with fixed momentum reads it
 
 # (blocks of the third layer, with bottlenecks) -> depth
 DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
@@ -74,11 +75,7 @@ def torchvision_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:
         ),
     ]
     if problems:
-        problems = sorted(problems)
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ConversionError(
-            f"not torchvision's ResNet-{depth}: {problems[0]}{more}", details=problems
-        )
+        raise mismatch(f"not torchvision's ResNet-{depth}", sorted(problems))
     tensors = {BODY + detectron2_name(name): inside[name] for name in expected}
     convolutions = sum(tensor.ndim == 4 for tensor in tensors.values())
     left = Counter(

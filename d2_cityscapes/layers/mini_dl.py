@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MiniDL", "init_conv", "sliding_mean"]
+__all__ = ["LEAKY_SLOPE", "MiniDL", "init_layer", "sliding_mean"]
+
+LEAKY_SLOPE = 0.01  # of all leaky ReLUs of the Seamless model
 
 Norm = str | Callable[[int], nn.Module | None]
 
@@ -42,7 +44,7 @@ class MiniDL(nn.Module):
         dilation: int = 6,
         norm: Norm = "BN",
         *,
-        slope: float = 0.01,
+        slope: float = LEAKY_SLOPE,
     ) -> None:
         """
         Args:
@@ -69,7 +71,7 @@ class MiniDL(nn.Module):
         self.fuse_norm = _make_norm(norm, channels)
         gain = nn.init.calculate_gain("leaky_relu", slope)
         for conv in (self.branch_local, self.branch_dilated, self.branch_context, self.fuse):
-            init_conv(conv, gain)
+            init_layer(conv, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, channels, H, W), for any H and W."""
@@ -128,11 +130,11 @@ def sliding_mean(x: Tensor, window: int, axis: int) -> Tensor:
     return weights @ x if axis == 2 else x @ weights.T
 
 
-def init_conv(conv: nn.Conv2d, gain: float) -> None:
+def init_layer(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, gain: float) -> None:
     """Normal weights of Glorot and Bengio's variance times the gain squared; a bias of 0."""
-    nn.init.xavier_normal_(conv.weight, gain)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    nn.init.xavier_normal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _make_norm(norm: Norm, channels: int) -> nn.Module:

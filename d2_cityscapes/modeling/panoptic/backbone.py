@@ -10,7 +10,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.modeling.panoptic.layers import LEAKY_SLOPE, norm_and_activate
+from d2_cityscapes.layers.mini_dl import LEAKY_SLOPE
+from d2_cityscapes.modeling.panoptic.layers import norm_and_activate
 
 __all__ = ["LeakyBlock", "LeakyStem", "TopLevels", "build_seamless_resnet_fpn_backbone"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.layers.best_classes import best_classes
 
-__all__ = ["fuse_panoptic"]
+__all__ = ["fuse_panoptic", "pixels_around"]
 
 SegmentInfo = dict[str, Any]
 
@@ -122,12 +122,21 @@ def _crops(instances: Any, order: Tensor) -> list[list[int]]:
     height, width = instances.pred_masks.shape[1:]
     if hasattr(instances, "pred_boxes"):
         boxes = instances.pred_boxes
-        boxes = getattr(boxes, "tensor", boxes)[order]
-        low, high = boxes[:, :2].floor() - 1, boxes[:, 2:].ceil() + 1
-    else:
-        masks = instances.pred_masks[order].bool()
-        spans = [_span(masks.any(dim=1)), _span(masks.any(dim=2))]  # x, y
-        low, high = (torch.stack(side, dim=1) for side in zip(*spans, strict=True))
+        return pixels_around(getattr(boxes, "tensor", boxes)[order], (height, width))
+    masks = instances.pred_masks[order].bool()
+    (x0, x1), (y0, y1) = _span(masks.any(dim=1)), _span(masks.any(dim=2))
+    return torch.stack([x0, y0, x1, y1], dim=1).tolist()
+
+
+def pixels_around(boxes: Tensor, size: tuple[int, int]) -> list[list[int]]:
+    """[x0, y0, x1, y1] half-open pixels that pasted masks may reach: the boxes and one around.
+
+    Args:
+        boxes: (N, 4) XYXY_ABS pixels.
+        size: (H, W) of the image, which the result is inside of.
+    """
+    height, width = size
+    low, high = boxes[:, :2].floor() - 1, boxes[:, 2:].ceil() + 1
     limit = torch.tensor([width, height], device=low.device)
     low, high = (torch.minimum(side.clamp(min=0), limit) for side in (low, high))
     return torch.cat([low, high], dim=1).long().tolist()

@@ -20,11 +20,11 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.layers.mini_dl import init_layer
 from d2_cityscapes.modeling.box_head import GIoUROIHeads
 from d2_cityscapes.modeling.panoptic.layers import (
     NormConvTranspose2d,
     NormLinear,
-    init_layer,
     norm_and_activate,
 )
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
-__all__ = ["LEAKY_SLOPE", "NormConvTranspose2d", "NormLinear", "init_layer", "norm_and_activate"]
+from d2_cityscapes.layers.mini_dl import LEAKY_SLOPE, init_layer
 
-LEAKY_SLOPE = 0.01
+__all__ = ["NormConvTranspose2d", "NormLinear", "norm_and_activate"]
+
 # What has a weight and perhaps a bias.
 Weighted = nn.Linear | nn.modules.conv._ConvNd
 _HIDDEN_GAIN = nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
@@ -31,14 +32,7 @@ def norm_and_activate(conv: Conv2d, norm: str) -> None:
         conv.bias = None
     conv.norm = get_norm(norm, conv.out_channels)
     conv.activation = _leaky_relu()
-    init_layer(conv)
-
-
-def init_layer(layer: Weighted, gain: float = _HIDDEN_GAIN) -> None:
-    """Normal weights of Glorot and Bengio's variance times the gain squared; a bias of 0."""
-    nn.init.xavier_normal_(layer.weight, gain)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    init_layer(conv, _HIDDEN_GAIN)
 
 
 class NormLinear(nn.Linear):
@@ -54,7 +48,7 @@ class NormLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=not norm)
         self.norm = get_norm(norm, out_features)
         self.activation = _leaky_relu()
-        init_layer(self)
+        init_layer(self, _HIDDEN_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)[:, :, None, None]  # Detectron2's norms take maps
@@ -76,7 +70,7 @@ class NormConvTranspose2d(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=not norm)
         self.norm = get_norm(norm, out_channels)
         self.activation = _leaky_relu()
-        init_layer(self)
+        init_layer(self, _HIDDEN_GAIN)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         x = super().forward(x, output_size)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2_cityscapes.layers.best_classes import best_classes
+from d2_cityscapes.modeling.panoptic.fusion import pixels_around
 
 __all__ = ["paste_masks", "postprocess_instances", "resize_scores", "resize_to_labels"]
 
@@ -117,11 +118,8 @@ def paste_masks(cells: Tensor, boxes: Tensor, size: Size, threshold: float = 0.5
     cells = cells if cells.is_floating_point() else cells.float()
     columns = _places(width, boxes[:, 0], boxes[:, 2]).to(cells.dtype)
     rows = _places(height, boxes[:, 1], boxes[:, 3]).to(cells.dtype)
-    low, high = boxes[:, :2].floor() - 1, boxes[:, 2:].ceil() + 1
-    limit = boxes.new_tensor([width, height])
-    crops = torch.cat([low.clamp(min=0), high.minimum(limit)], dim=1).long().tolist()
     for mask, own, row, column, (x0, y0, x1, y1) in zip(
-        masks, cells, rows, columns, crops, strict=True
+        masks, cells, rows, columns, pixels_around(boxes, size), strict=True
     ):
         place = torch.stack(torch.meshgrid(column[x0:x1], row[y0:y1], indexing="xy"), dim=2)
         sampled = F.grid_sample(own[None, None], place[None], align_corners=False)

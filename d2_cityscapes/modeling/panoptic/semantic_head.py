@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.losses import mean_of_hardest, upsampled_cross_entropy
-from d2_cityscapes.layers.mini_dl import MiniDL, init_conv
+from d2_cityscapes.layers.mini_dl import MiniDL, init_layer
 
 __all__ = ["MiniDLSemSegHead"]
 
@@ -67,7 +67,7 @@ class MiniDLSemSegHead(nn.Module):
             }
         )
         self.predictor = nn.Conv2d(len(by_stride) * channels, num_classes, 1)
-        init_conv(self.predictor, gain=0.1)
+        init_layer(self.predictor, gain=0.1)
         self.stride = by_stride[0][1].stride
         self.loss_weight = loss_weight
         self.loss_top_k = loss_top_k
