@@ -33,6 +33,7 @@ _REGISTERING = (
     "modeling.panoptic.instance_heads",
     "modeling.panoptic.seamless",
     "modeling.panoptic.semantic_head",
+    "modeling.staged",
 )
 
 # A command that uses plain rooms only may set this: it starts in 0.2 s instead of 3, and does not

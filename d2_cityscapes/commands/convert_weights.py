@@ -49,8 +49,10 @@ STOCK = """\
 Trained model of this package -> config.yaml and model.pth for stock Detectron2.
 
 Detectron2 0.6 or later loads them with DefaultPredictor or its demo, without this package, and
-predicts the same, bit for bit. GIoU, freezing and the like only matter in training; k-means anchors
-are written as literal lists. Parts without an equivalent, such as DeepLabV3Segmentor, are refused.
+predicts the same, bit for bit where the config computes and resizes as stock does, and up to
+rounding otherwise, which a line then says. GIoU, freezing and the like only matter in training;
+k-means anchors are written as literal lists. Parts without an equivalent, such as
+DeepLabV3Segmentor, are refused.
 """
 
 

@@ -56,6 +56,8 @@ COMPONENTS = {
 }
 # Components of ours that are one of Detectron2 with the same parameters, once trained.
 STOCK_COMPONENTS = {
+    "StagedRCNN": "GeneralizedRCNN",
+    "StagedSegmentor": "SemanticSegmentor",
     "SeamlessPanoptic": "PanopticFPN",
     "GIoUROIHeads": "StandardROIHeads",
     "KMeansAnchorGenerator": "DefaultAnchorGenerator",
@@ -78,7 +80,8 @@ def convert_to_stock(
 ) -> tuple[str, ...]:
     """Write OUTPUT/config.yaml and OUTPUT/model.pth; see `d2_cityscapes.convert.convert_file`.
 
-    Stock Detectron2 (0.6 or later) makes the same predictions with them, bit for bit.
+    Stock Detectron2 (0.6 or later) makes the same predictions with them: bit for bit where the
+    config computes and resizes as stock does, otherwise up to rounding, which a line says.
 
     Args:
         input: a checkpoint of this package's training.
@@ -106,11 +109,26 @@ def convert_to_stock(
     return (
         f"converted {counted(len(wanted), 'tensor')} of {cfg.MODEL.META_ARCHITECTURE}",
         *notes,
+        *_rounding(cfg),
         f"wrote {config} and {weights}",
         f"The config names the weights by their full path: {weights.resolve()}",
         "In a checkout of Detectron2, without this package:",
         f"  python demo/demo.py --config-file {config.resolve()} --input IMAGE --output FOLDER",
     )
+
+
+def _rounding(cfg: CfgNode) -> list[str]:
+    """A line where stock, which has none of these options, rounds otherwise."""
+    options = {
+        "SOLVER.CHANNELS_LAST True": cfg.SOLVER.CHANNELS_LAST,
+        "MODEL.RESNETS.FOLD_FROZEN_NORM True": cfg.MODEL.RESNETS.FOLD_FROZEN_NORM,
+        "MODEL.COMPILE True": cfg.MODEL.COMPILE,
+        "INPUT.RESIZE_BACKEND torch": cfg.INPUT.RESIZE_BACKEND == "torch",
+    }
+    found = ", ".join(option for option, on in options.items() if on)
+    if not found:
+        return []
+    return [f"Predictions are the same up to rounding: stock Detectron2 has no {found}"]
 
 
 def stock_config(cfg: CfgNode, source: str | Path = "config") -> CfgNode:

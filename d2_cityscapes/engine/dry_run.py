@@ -25,7 +25,14 @@ from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_param
 from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.modeling.freezing.freeze import FreezeReport, freeze_report, later_parameters_on
+from d2_cityscapes.modeling.freezing.freeze import (
+    FreezeReport,
+    freeze_report,
+    later_parameters_on,
+    plan_freezing,
+)
+from d2_cityscapes.modeling.freezing.guard import await_schedule, keep_in_eval
+from d2_cityscapes.modeling.freezing.state import norm_layers
 
 __all__ = ["DryRun", "dry_run", "largest_that_fits"]
 
@@ -118,6 +125,7 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
     cfg = _settings(cfg, processes)
     seed_all_rng(cfg.SEED)
     model = build_model(cfg)
+    _thaw(cfg, model)
     optimizer = build_optimizer(cfg, model)
     batch = next(iter(build_train_loader(cfg)))
     optimized = optimized_parameters(optimizer)
@@ -208,6 +216,15 @@ def _settings(cfg: CfgNode, processes: int) -> CfgNode:
     cfg.SEED = max(cfg.SEED, 0)
     cfg.freeze()
     return cfg
+
+
+def _thaw(cfg: CfgNode, model: nn.Module) -> None:
+    """The norms too as at the end of MODEL.FREEZE.SCHEDULE, when most of the model trains."""
+    freeze = cfg.MODEL.FREEZE
+    if freeze.SCHEDULE:
+        frozen = plan_freezing(model, freeze.MODULES, freeze.SCHEDULE).phases[-1].frozen
+        keep_in_eval(model, norm_layers(model, frozen) if freeze.NORM_EVAL else ())
+        await_schedule(model, False)
 
 
 def _make_states(optimizer: torch.optim.Optimizer) -> None:

@@ -21,6 +21,7 @@ from d2_cityscapes.modeling.freezing.freeze import (
     plan_freezing,
     unwrap,
 )
+from d2_cityscapes.modeling.freezing.guard import await_schedule, keep_in_eval
 from d2_cityscapes.modeling.freezing.state import checksums, frozen_tensors, norm_layers
 
 __all__ = ["FreezeHook"]
@@ -79,6 +80,7 @@ class FreezeHook(HookBase):
         self._check_optimizer()
         self._phase = self._plan.at(0)
         self._norms = self._norms_of(self._phase)
+        await_schedule(model, False)
         if now is not self._phase:
             self._enter(now)
         self._before = self._checksums(now.frozen)
@@ -105,6 +107,7 @@ class FreezeHook(HookBase):
         for layer in self._norms:
             layer.train()  # those that stay frozen go back by apply_norm_eval
         self._phase, self._norms = phase, self._norms_of(phase)
+        keep_in_eval(self.trainer.model, self._norms)
         frozen = {id(p) for p in own_parameters(self.trainer.model, phase.frozen)}
         for parameter in optimized_parameters(self.trainer.optimizer):
             parameter.requires_grad_(id(parameter) not in frozen)

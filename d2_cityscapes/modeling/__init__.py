@@ -16,6 +16,8 @@ __all__ = [
     "SeamlessROIHeads",
     "SeamlessRPNHead",
     "SoftmaxMaskRCNNHead",
+    "StagedRCNN",
+    "StagedSegmentor",
     "build_model",
     "freeze_modules",
     "fuse_panoptic",
@@ -35,6 +37,8 @@ __getattr__ = lazy_exports(
         "SeamlessROIHeads": "d2_cityscapes.modeling.panoptic.instance_heads",
         "SeamlessRPNHead": "d2_cityscapes.modeling.panoptic.instance_heads",
         "SoftmaxMaskRCNNHead": "d2_cityscapes.modeling.mask_head",
+        "StagedRCNN": "d2_cityscapes.modeling.staged",
+        "StagedSegmentor": "d2_cityscapes.modeling.staged",
         "build_model": "d2_cityscapes.modeling.build",
     },
 )

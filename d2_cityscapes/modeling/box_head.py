@@ -6,6 +6,7 @@ Detectron2's (dx, dy, dw, dh) that turn a proposal into a detection.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from detectron2.layers import cat
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.losses import giou_loss
 
-__all__ = ["GIOU_LOSS", "GIoUOutputLayers", "GIoUROIHeads", "check_giou_weight"]
+__all__ = ["GIOU_LOSS", "GIoUOutputLayers", "GIoUROIHeads", "check_giou_weight", "scale_losses"]
 
 GIOU_LOSS = "loss_box_giou"
 
@@ -31,6 +33,15 @@ def check_giou_weight(weight: float) -> None:
             f"MODEL.ROI_BOX_HEAD.GIOU_WEIGHT is {weight}; the w of (1 - w) * standard + w * GIoU "
             "is between 0 and 1"
         )
+
+
+def scale_losses(part: nn.Module, factor: float) -> None:
+    """Multiply Detectron2's ``loss_weight`` of an RPN or a head, a number or one for each loss."""
+    weight: Any = part.loss_weight
+    if isinstance(weight, dict):
+        part.loss_weight = {name: value * factor for name, value in weight.items()}  # type: ignore[assignment]
+    else:
+        part.loss_weight = weight * factor
 
 
 class GIoUOutputLayers(FastRCNNOutputLayers):
@@ -46,7 +57,8 @@ class GIoUOutputLayers(FastRCNNOutputLayers):
     ) -> dict[str, Tensor]:
         """As in Detectron2; `predictions` are (R, K + 1) logits and (R, K * 4) or (R, 4) deltas."""
         losses = super().losses(predictions, proposals)
-        losses[GIOU_LOSS] = self._giou_loss(predictions[1], proposals)
+        weight = self.loss_weight.get(GIOU_LOSS, 1.0)
+        losses[GIOU_LOSS] = self._giou_loss(predictions[1], proposals) * weight
         return losses
 
     def _giou_loss(self, deltas: Tensor, proposals: list[Instances]) -> Tensor:
@@ -75,15 +87,19 @@ def _matched_boxes(proposals: Instances) -> Boxes:
 class GIoUROIHeads(StandardROIHeads):
     """`StandardROIHeads` whose losses become (1 - w) * each standard loss and w * "loss_box_giou".
 
-    With w = 0 it is `StandardROIHeads`, bit for bit. The losses of the RPN and of a semantic head
-    are computed elsewhere; `d2_cityscapes.modeling.build.build_model` gives them their (1 - w).
+    With w = 0 it is `StandardROIHeads`, bit for bit. Built from a config, it also gives the RPN of
+    the model that it becomes a part of its (1 - w), whoever builds that; `SeamlessPanoptic` does so
+    for its semantic head. *Every* standard loss is then (1 - w) times stock.
     """
 
     @configurable
-    def __init__(self, *, giou_weight: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *, giou_weight: float = 0.0, weights_rpn: bool = False, **kwargs: Any
+    ) -> None:
         """
         Args:
             giou_weight: w, in [0, 1]. Above 0, `box_predictor` must be a `GIoUOutputLayers`.
+            weights_rpn: whether the RPN beside these heads gets its (1 - w) from them.
             kwargs: the arguments of `StandardROIHeads`.
         """
         super().__init__(**kwargs)
@@ -91,12 +107,15 @@ class GIoUROIHeads(StandardROIHeads):
         if giou_weight > 0 and not isinstance(self.box_predictor, GIoUOutputLayers):
             raise ValueError("giou_weight > 0 needs a box_predictor of type GIoUOutputLayers")
         self.giou_weight = giou_weight
+        if weights_rpn and giou_weight > 0:
+            _weight_rpn_beside(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return {
             **super().from_config(cfg, input_shape),
             "giou_weight": cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT,
+            "weights_rpn": True,
         }
 
     @classmethod
@@ -123,3 +142,23 @@ class GIoUROIHeads(StandardROIHeads):
             w = self.giou_weight
             losses = {k: v * (w if k == GIOU_LOSS else 1 - w) for k, v in losses.items()}
         return instances, losses
+
+
+def _weight_rpn_beside(heads: GIoUROIHeads) -> None:
+    """Scale the losses of the RPN of a model as soon as these heads are placed in it.
+
+    Detectron2 builds RPN and heads apart and shows neither the other, so PyTorch has to tell when
+    they come together.
+    """
+    placed = weakref.ref(heads)
+
+    def look(model: nn.Module, name: str, part: nn.Module) -> None:
+        if part is placed():
+            handle.remove()
+            rpn = getattr(model, "proposal_generator", None)
+            if rpn is not None:
+                scale_losses(rpn, 1 - heads_weight)
+
+    heads_weight = heads.giou_weight
+    handle = register_module_module_registration_hook(look)
+    weakref.finalize(heads, handle.remove)

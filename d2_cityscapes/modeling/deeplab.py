@@ -1,11 +1,13 @@
 """torchvision's DeepLabv3 as a Detectron2 model.
 
 Shape letters: N images of a batch, h, w pixels of the network's input, H, W pixels of the wanted
-output; K channels of the heads, of which the first C = 19 are the classes.
+output; K channels of the heads, of which the first C are the classes, 19 of Cityscapes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,18 +21,20 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
+from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
+from d2_cityscapes.modeling.options import nothing, put_into_force
 
 __all__ = ["DeepLabV3Segmentor"]
 
 _NETWORKS = {50: deeplabv3_resnet50, 101: deeplabv3_resnet101}
-_CLASSES = len(CITYSCAPES.classes)
 _AUX = "aux_classifier."
 
 
 @META_ARCH_REGISTRY.register()
-class DeepLabV3Segmentor(nn.Module):
+class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
     """torchvision's ``deeplabv3_resnet50`` (or 101) with Detectron2's inputs and outputs.
 
     The parts keep torchvision's names, so that its state dict loads as it is; with another number
@@ -38,7 +42,7 @@ class DeepLabV3Segmentor(nn.Module):
     ``aux_classifier.4``) differ.
 
     Void pixels are left out of the loss, or trained as one more class. Predictions are scores of
-    the Cityscapes classes alone in both cases.
+    the classes of the configured datasets alone in both cases.
     """
 
     pixel_mean: Tensor
@@ -57,6 +61,8 @@ class DeepLabV3Segmentor(nn.Module):
         void_class: int = -1,
         loss_weight: float = 1.0,
         aux_loss_weight: float = 0.0,
+        num_classes: int = len(CITYSCAPES.classes),
+        complete: Callable[[nn.Module], None] = nothing,
     ) -> None:
         """
         Args:
@@ -70,6 +76,8 @@ class DeepLabV3Segmentor(nn.Module):
             void_class: the channel that void trains, or -1 to leave void out of the loss.
             loss_weight: factor of both losses (MODEL.SEM_SEG_HEAD.LOSS_WEIGHT).
             aux_loss_weight: factor of the auxiliary loss; at 0 the auxiliary head does not train.
+            num_classes: C.
+            complete: called with the model when it has all its parts.
         """
         super().__init__()
         self.backbone = backbone
@@ -81,17 +89,20 @@ class DeepLabV3Segmentor(nn.Module):
         self.void_class = void_class
         self.loss_weight = loss_weight
         self.aux_loss_weight = aux_loss_weight
+        self.num_classes = num_classes
         if aux_loss_weight == 0:
             # Its gradients stay None, so that no optimizer moves it; data-parallel training, which
             # would wait for them, has to know. It is not frozen: that would ask for its weights.
             resting = [name for name, _ in self.named_parameters() if name.startswith(_AUX)]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, resting)
+        complete(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Of MODEL.RESNETS it takes DEPTH and NORM; MODEL.FREEZE freezes, not FREEZE_AT."""
         head = cfg.MODEL.SEM_SEG_HEAD
-        _check_classes(head.NUM_CLASSES, head.VOID_CLASS)
+        classes = len(label_table_of(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST).classes)
+        _check_classes(head.NUM_CLASSES, head.VOID_CLASS, classes)
         network = _network(cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, head.NUM_CLASSES)
         return {
             "backbone": network.backbone,
@@ -103,6 +114,8 @@ class DeepLabV3Segmentor(nn.Module):
             "void_class": head.VOID_CLASS,
             "loss_weight": head.LOSS_WEIGHT,
             "aux_loss_weight": cfg.MODEL.DEEPLAB.AUX_LOSS_WEIGHT,
+            "num_classes": classes,
+            "complete": partial(put_into_force, cfg),
         }
 
     @property
@@ -128,7 +141,11 @@ class DeepLabV3Segmentor(nn.Module):
         if self.training:
             return self._losses(logits, self._targets(batched_inputs))
         return [
-            {"sem_seg": sem_seg_postprocess(own[:_CLASSES], (h, w), *_wanted_size(inputs, h, w))}
+            {
+                "sem_seg": sem_seg_postprocess(
+                    own[: self.num_classes], (h, w), *_wanted_size(inputs, h, w)
+                )
+            }
             for own, inputs, (h, w) in zip(
                 logits["out"], batched_inputs, batch.image_sizes, strict=True
             )
@@ -223,15 +240,15 @@ def _wanted_size(inputs: dict[str, Any], h: int, w: int) -> tuple[int, int]:
     return inputs.get("height", h), inputs.get("width", w)
 
 
-def _check_classes(channels: int, void_class: int) -> None:
+def _check_classes(channels: int, void_class: int, classes: int) -> None:
     """Refuse a config whose targets have no channel."""
-    if channels < _CLASSES:
+    if channels < classes:
         raise D2CityscapesError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {channels}; DeepLabV3Segmentor needs at least the "
-            f"{_CLASSES} classes of Cityscapes"
+            f"{classes} classes of the datasets"
         )
-    if void_class != -1 and not void_class == _CLASSES < channels:
+    if void_class != -1 and not void_class == classes < channels:
         raise D2CityscapesError(
             f"MODEL.SEM_SEG_HEAD.VOID_CLASS is {void_class} with NUM_CLASSES {channels}: void is "
-            f"class {_CLASSES} of {_CLASSES + 1}, or -1 to leave it out of the loss"
+            f"class {classes} of {classes + 1}, or -1 to leave it out of the loss"
         )

@@ -127,7 +127,9 @@ def _without_this_package() -> str:
     ],
 )
 def test_predictions_are_bit_identical(stock, runs, image, name, outputs):
-    cfg = load_config(runs[name].parent / "config.yaml", ["MODEL.WEIGHTS", str(runs[name])])
+    """In Detectron2's own predictor, where the config computes as stock does."""
+    opts = ["MODEL.WEIGHTS", str(runs[name]), "SOLVER.CHANNELS_LAST", "False"]
+    cfg = load_config(runs[name].parent / "config.yaml", opts)
     ours, theirs = DefaultPredictor(cfg)(image), stock[name]["predictions"]
     assert ours.keys() == theirs.keys() == outputs
     if "instances" in outputs:

@@ -1,12 +1,18 @@
 """build_model: every standard loss is (1 - w) times stock; freezing; errors."""
 
+import gc
 import logging
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model as build_detectron2_model
+from detectron2.modeling import build_roi_heads
 from detectron2.utils.events import EventStorage
+from torch.nn.modules.module import _global_module_registration_hooks
 
+from d2_cityscapes.config import get_cfg
+from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.box_head import GIOU_LOSS
 from d2_cityscapes.modeling.build import build_model
@@ -98,3 +104,85 @@ def test_errors_are_one_line(tiny_cfg, overrides, message):
     with pytest.raises(D2CityscapesError, match=message) as error:
         build_model(tiny_cfg)
     assert "\n" not in str(error.value)
+
+
+# built by Detectron2 -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "meta_architecture", ["GeneralizedRCNN", "StagedRCNN", "PanopticFPN", "SeamlessPanoptic"]
+)
+def test_detectron2s_builder_weights_every_loss_too(tiny_cfg, batch, meta_architecture):
+    tiny_cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    losses = []
+    for weight in (0.0, 0.1):
+        tiny_cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = weight
+        torch.manual_seed(0)
+        losses.append(losses_of(build_detectron2_model(tiny_cfg), batch))
+    stock, weighted = losses
+    unweighted = {"loss_sem_seg"} if meta_architecture == "PanopticFPN" else set()  # none of ours
+    for name, value in stock.items():
+        factor = 1.0 if name in unweighted else 0.9
+        assert torch.equal(weighted[name], value * factor), name
+    assert weighted[GIOU_LOSS] > 0
+
+
+def test_heads_by_themselves_leave_no_trace():
+    """A model built later is not mistaken for theirs."""
+    before = len(_global_module_registration_hooks)
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NAME = "GIoUROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = 0.1
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2"]
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    heads = build_roi_heads(cfg, {"p2": ShapeSpec(channels=8, stride=4)})
+    del heads
+    gc.collect()
+    assert len(_global_module_registration_hooks) == before
+
+
+@pytest.mark.parametrize("kind", ["stage1", "stage4", "semantic/deeplabv3_R_50_768x1024"])
+def test_the_options_of_a_config_act_in_detectron2s_builder(repository, datasets, kind):
+    """What is frozen, its norms in training mode, and the dense options."""
+    cfg = load_config(repository / "configs" / f"{kind}.yaml", [], train=False)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.FREEZE.MODULES = ["backbone*"]
+    cfg.MODEL.FREEZE.SCHEDULE = []
+    cfg.SOLVER.CHANNELS_LAST = True
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.FOLD_FROZEN_NORM = False
+    model = build_detectron2_model(cfg).train()
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert any(p.requires_grad for p in model.parameters())
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    inside = {id(layer) for layer in model.backbone.modules()}
+    assert norms and all(layer.training != (id(layer) in inside) for layer in norms)
+    weights = [p for p in model.backbone.parameters() if p.dim() == 4 and p.shape[-1] > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+
+def test_a_schedule_that_nobody_carries_out_is_refused(tiny_cfg, batch):
+    tiny_cfg.MODEL.META_ARCHITECTURE = "StagedRCNN"
+    tiny_cfg.MODEL.FREEZE.MODULES = ["backbone"]
+    tiny_cfg.MODEL.FREEZE.SCHEDULE = [[5, ["backbone.fpn_*"]]]
+    model = build_detectron2_model(tiny_cfg)
+    with pytest.raises(D2CityscapesError, match="FreezeHook"):
+        losses_of(model, batch)
+    assert len(model.eval()(batch)) == len(batch)
+
+
+def test_a_staged_model_is_stock_bit_for_bit(tiny_cfg, batch):
+    for ours, stock in (
+        ("StagedRCNN", "GeneralizedRCNN"),
+        ("StagedSegmentor", "SemanticSegmentor"),
+    ):
+        losses = []
+        for name in (ours, stock):
+            tiny_cfg.MODEL.META_ARCHITECTURE = name
+            torch.manual_seed(0)
+            losses.append(losses_of(build_detectron2_model(tiny_cfg), batch))
+        assert losses[0].keys() == losses[1].keys()
+        assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])

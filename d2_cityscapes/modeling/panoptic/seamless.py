@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.modeling.box_head import GIOU_LOSS, scale_losses
+from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
+from d2_cityscapes.modeling.options import nothing, put_into_force
 from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
 from d2_cityscapes.modeling.panoptic.postprocessing import (
     postprocess_instances,
@@ -25,7 +30,7 @@ __all__ = ["SeamlessPanoptic"]
 
 
 @META_ARCH_REGISTRY.register()
-class SeamlessPanoptic(PanopticFPN):
+class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
     """Detectron2's `PanopticFPN` on the train ids of a street dataset, fused with `fuse_panoptic`.
 
     It trains as `PanopticFPN` does, on "instances" (thing ids, of Cityscapes 0..7) and "sem_seg"
@@ -36,7 +41,8 @@ class SeamlessPanoptic(PanopticFPN):
     "build_seamless_resnet_fpn_backbone", "SeamlessRPNHead", "SeamlessROIHeads" with
     "SeamlessBoxHead" and "SeamlessMaskHead", and "MiniDLSemSegHead". With those of Detectron2 it is
     a Panoptic FPN. The losses are added, each with the weight that Detectron2 has for it
-    (MODEL.SEM_SEG_HEAD.LOSS_WEIGHT, PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT, ...).
+    (MODEL.SEM_SEG_HEAD.LOSS_WEIGHT, ...); PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT is a factor of every
+    loss of the RoI heads, of which Detectron2 leaves out that of the classes.
     """
 
     @configurable
@@ -46,6 +52,7 @@ class SeamlessPanoptic(PanopticFPN):
         combine: bool = True,
         sem_seg_scores: bool = True,
         table: LabelTable = CITYSCAPES,
+        complete: Callable[[nn.Module], None] = nothing,
         **kwargs: Any,
     ) -> None:
         """
@@ -54,12 +61,14 @@ class SeamlessPanoptic(PanopticFPN):
             sem_seg_scores: whether inference gives semantic scores, else classes
                 (TEST.SEM_SEG_SCORES).
             table: the classes: those of the configured datasets.
+            complete: called with the model when it has all its parts.
             kwargs: the arguments of `PanopticFPN`.
         """
         super().__init__(**kwargs)
         self.combine = combine
         self.sem_seg_scores = sem_seg_scores
         self.table = table
+        complete(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -69,11 +78,19 @@ class SeamlessPanoptic(PanopticFPN):
             "table": table,
             "combine": cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
             "sem_seg_scores": cfg.TEST.SEM_SEG_SCORES,
+            "complete": partial(put_into_force, cfg),
         }
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = True  # PanopticFPN warns that it ignores False
-        return {**super().from_config(cfg), **own}
+        parts = super().from_config(cfg)
+        scale_losses(parts["sem_seg_head"], 1 - cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT)
+        weight = cfg.MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT
+        if weight != 1:  # Detectron2 leaves the loss of the classes out, and does not know of GIoU
+            predictor = parts["roi_heads"].box_predictor
+            others = {"loss_cls": weight, GIOU_LOSS: weight}
+            predictor.loss_weight = {**others, **predictor.loss_weight}
+        return {**parts, **own}
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]

@@ -203,6 +203,7 @@ def test_giou_can_be_part_of_it(small_cfg, batch):
 
 
 def test_losses_have_weights(small_cfg, batch):
+    small_cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = 0.25
     plain = losses_of(build(small_cfg), batch)
     small_cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT = 0.5
     small_cfg.MODEL.RPN.LOSS_WEIGHT = 3.0
@@ -212,7 +213,8 @@ def test_losses_have_weights(small_cfg, batch):
         "loss_sem_seg": 0.5,
         "loss_rpn_cls": 3.0,
         "loss_rpn_loc": 3.0,
-        "loss_cls": 1.0,  # Detectron2 leaves it out of INSTANCE_LOSS_WEIGHT
+        "loss_cls": 2.0,  # which Detectron2 leaves out
+        "loss_box_giou": 2.0,
         "loss_box_reg": 2.0,
         "loss_mask": 2.0,
     }
