@@ -22,7 +22,7 @@ class KeepsFrozen:
 
     training: bool
 
-    def train(self, mode: bool = True) -> KeepsFrozen:
+    def train(self, mode: bool = True) -> Any:
         """As in PyTorch, but for the norms of what is frozen."""
         super().train(mode)  # type: ignore[misc]
         for layer in vars(self).get("kept_in_eval", ()):
