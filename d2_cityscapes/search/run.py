@@ -7,20 +7,23 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from optuna.trial import FrozenTrial, Trial
 
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.plan import SearchPlan
-from d2_cityscapes.search.study import SEARCH, Search
+from d2_cityscapes.search.study import Search
 from d2_cityscapes.search.trials.folders import TrialFolders, TrialJob, remove_checkpoints
 from d2_cityscapes.search.trials.process import Outcome, TrialProcess
+from d2_cityscapes.search.trials.storage import SEARCH
 from d2_cityscapes.search.trials.trial_queue import CONTINUES, AlreadyFinished, TrialQueue
 from d2_cityscapes.search.trials.workers import Process, Workers
 
-__all__ = ["run_search", "start_trial"]
+__all__ = ["run_search", "start_trial", "trial_job"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,25 +34,19 @@ _POLL = 2.0  # seconds between two looks for a free place
 start_trial = partial(TrialProcess, [sys.executable, "-m", "d2_cityscapes.search.trials.trial"])
 
 
+@dataclass(frozen=True)
 class _Search:
     """What the workers of one command share."""
 
-    def __init__(
-        self,
-        search: Search,
-        plan: SearchPlan,
-        folders: TrialFolders,
-        queue: TrialQueue,
-        workers: Workers,
-        *,
-        total: int,
-        keep_checkpoints: bool,
-        say: Callable[[str], None],
-    ) -> None:
-        self.search, self.plan, self.folders = search, plan, folders
-        self.queue, self.workers = queue, workers
-        self.total, self.keep_checkpoints, self.say = total, keep_checkpoints, say
-        self.failures: list[str] = []  # in a row
+    search: Search
+    plan: SearchPlan
+    folders: TrialFolders
+    queue: TrialQueue
+    workers: Workers
+    total: int
+    keep_checkpoints: bool
+    say: Callable[[str], None]
+    failures: list[str] = field(default_factory=list)  # in a row
 
     def work(self, environment: Mapping[str, str]) -> None:
         """One worker: trials until there are enough."""
@@ -66,24 +63,16 @@ class _Search:
             self._tell(trial, outcome)
 
     def _run(self, trial: Trial, environment: Mapping[str, str]) -> Outcome | None:
-        values = self.search.space.values(trial.params)
         folder = self.folders.path(trial.number)
-        cfg = self.plan.config(values, output_dir=folder)
-        job = TrialJob(
-            study=self.search.study.user_attrs[SEARCH]["id"],
-            number=trial.number,
-            values=values,
-            objective=self.plan.objective,
-            period=self.plan.report_period(cfg),
-        )
+        job, cfg = trial_job(self.search, self.plan, trial, folder)
         continues = tuple(trial.user_attrs.get(CONTINUES, ()))
         self.folders.prepare(job, cfg, continues=continues)
         begins = f"goes on with trial {continues[-1]}" if continues else "begins"
         device = environment.get("CUDA_VISIBLE_DEVICES")
         gpu = f" on GPU {device}" if device else ""
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in job.values.items())
         self.say(f"trial {trial.number} {begins}{gpu}: {shown}")
-        reported = set(self._frozen(trial).intermediate_values)
+        reported = set(self.queue.frozen(trial.number).intermediate_values)
 
         def report(step: int, value: float) -> bool:
             try:
@@ -134,11 +123,6 @@ class _Search:
             return f", best {best.value:.4g} of trial {best.number}"
         return ""
 
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return next(
-            t for t in self.search.study.get_trials(deepcopy=False) if t.number == trial.number
-        )
-
 
 def run_search(
     search: Search,
@@ -186,6 +170,34 @@ def run_search(
         total=total, keep_checkpoints=keep_checkpoints, say=say,
     )  # fmt: skip
     pool.run(shared.work)
+
+
+def trial_job(
+    search: Search,
+    plan: SearchPlan,
+    trial: Trial | FrozenTrial,
+    folder: Path,
+    *,
+    seed: int | None = None,
+) -> tuple[TrialJob, CfgNode]:
+    """What the process of a trial does.
+
+    Args:
+        search, plan: of the trial.
+        trial: gives the values.
+        folder: of the process.
+        seed: as in `SearchPlan.config`.
+    """
+    values = search.space.values(trial.params)
+    cfg = plan.config(values, output_dir=folder, seed=seed)
+    job = TrialJob(
+        study=search.study.user_attrs[SEARCH]["id"],
+        number=trial.number,
+        values=values,
+        objective=plan.objective,
+        period=plan.report_period(cfg),
+    )
+    return job, cfg
 
 
 @contextlib.contextmanager

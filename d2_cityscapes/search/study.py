@@ -17,10 +17,9 @@ from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.plan import SearchPlan, leaves
 from d2_cityscapes.search.space.sampling import FeasibleSampler
 from d2_cityscapes.search.space.space import Space, parse_space
-from d2_cityscapes.search.trials.storage import is_new, open_storage, shown, storage_errors
+from d2_cityscapes.search.trials.storage import SEARCH, is_new, open_storage, shown, storage_errors
 
 __all__ = [
-    "SEARCH",
     "Search",
     "build_pruner",
     "check_study",
@@ -29,8 +28,6 @@ __all__ = [
     "open_search",
 ]
 
-# The study attribute that says what is searched.
-SEARCH = "search"
 # Keys that may differ from machine to machine.
 _MACHINE_KEYS = {
     "OUTPUT_DIR",

@@ -8,10 +8,10 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.run import start_trial
+from d2_cityscapes.search.run import start_trial, trial_job
 from d2_cityscapes.search.space.plan import SearchPlan
-from d2_cityscapes.search.study import SEARCH, Search
-from d2_cityscapes.search.trials.folders import TrialJob, remove_checkpoints, write_job
+from d2_cityscapes.search.study import Search
+from d2_cityscapes.search.trials.folders import remove_checkpoints, write_job
 from d2_cityscapes.search.trials.process import read_outcome
 from d2_cityscapes.search.trials.workers import Process, Workers
 
@@ -55,18 +55,9 @@ def run_again(
         while open_runs and not pool.stopping.is_set():
             trial, seed = open_runs.pop()
             folder = Path(output_dir) / "confirm" / f"trial_{trial.number:04d}_seed_{seed}"
-            sampled = search.space.values(trial.params)
-            cfg = plan.config(sampled, output_dir=folder, seed=seed)
             outcome = read_outcome(folder)
             if outcome is None or outcome.state != "complete":
-                job = TrialJob(
-                    study=search.study.user_attrs[SEARCH]["id"],
-                    number=trial.number,
-                    values=sampled,
-                    objective=plan.objective,
-                    period=plan.report_period(cfg),
-                )
-                write_job(folder, job, cfg)
+                write_job(folder, *trial_job(search, plan, trial, folder, seed=seed))
                 outcome = pool.run_process(folder, environment, lambda *_: False)
             if outcome is None:
                 return

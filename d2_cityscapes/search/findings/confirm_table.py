@@ -15,6 +15,7 @@ from d2_cityscapes.search.findings.importance import finished_trials
 
 __all__ = [
     "ConfirmedTrial",
+    "aligned",
     "by_mean",
     "confirm_cells",
     "confirm_table",
@@ -70,13 +71,19 @@ def confirm_table(rows: Sequence[ConfirmedTrial], *, maximize: bool = True) -> s
         maximize: whether larger values are better.
     """
     head, cells = confirm_cells(rows, maximize=maximize)
-    lines = [head, *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+    return "\n".join([*aligned([head, *cells]), confirm_verdict(rows, maximize=maximize)])
+
+
+def aligned(lines: Sequence[Sequence[str]], *, words: int = 0) -> list[str]:
+    """A table as text: the first ``words`` columns begin below each other, the others end so."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < words else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
-    return "\n".join([*table, confirm_verdict(rows, maximize=maximize)])
 
 
 def confirm_cells(

@@ -41,7 +41,7 @@ from d2_cityscapes.search.findings.summary import (
     state_text,
     summary,
 )
-from d2_cityscapes.search.trials.storage import shown
+from d2_cityscapes.search.trials.storage import SEARCH, shown
 from d2_cityscapes.search.trials.trial_queue import REASON
 
 __all__ = ["write_search_report"]
@@ -163,7 +163,7 @@ def _duration(trial: FrozenTrial) -> str:
 
 def _provenance(study: optuna.Study) -> str:
     """What is needed to do it again."""
-    search: dict[str, Any] = study.user_attrs.get("search", {})
+    search: dict[str, Any] = study.user_attrs.get(SEARCH, {})
     config = search.get("config", "")
     versions = package_versions() | {"optuna": importlib.metadata.version("optuna")}
     fields = {

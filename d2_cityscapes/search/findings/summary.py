@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from d2_cityscapes.search.findings.confirm_table import top_trials
+from d2_cityscapes.search.findings.confirm_table import aligned, top_trials
 from d2_cityscapes.search.findings.importance import (
     LEVEL,
     MIN_TRIALS,
@@ -24,6 +24,7 @@ from d2_cityscapes.search.findings.importance import (
     p_text,
     why_no_importances,
 )
+from d2_cityscapes.search.trials.storage import SEARCH
 from d2_cityscapes.search.trials.trial_queue import INTERRUPTED, REASON
 
 __all__ = [
@@ -99,7 +100,8 @@ def summary(study: optuna.Study, *, found: Sequence[Importance] | None = None) -
     found = importances(study) if found is None else found
     lines.append(importance_verdict(study, found))
     if found:
-        lines += _aligned(*importance_cells(found))
+        head, cells = importance_cells(found)
+        lines += [f"    {line}" for line in aligned([head, *cells], words=2)]
     return "\n".join(lines)
 
 
@@ -176,7 +178,7 @@ def importance_cells(found: Sequence[Importance]) -> tuple[list[str], list[list[
 
 
 def _objective(study: optuna.Study) -> dict[str, Any]:
-    return study.user_attrs.get("search", {}).get("objective", {})
+    return study.user_attrs.get(SEARCH, {}).get("objective", {})
 
 
 def _luck_text(study: optuna.Study) -> str:
@@ -188,17 +190,3 @@ def _luck_text(study: optuna.Study) -> str:
         f"best of {found.count} equal trials with normal noise would be farther with P = "
         f"{p_text(found.p)}"
     )
-
-
-def _aligned(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    names = 2  # columns of words
-    return [
-        "    "
-        + "  ".join(
-            cell.ljust(width) if i < names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]

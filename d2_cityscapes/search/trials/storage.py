@@ -17,8 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from d2_cityscapes.search.errors import SearchError
 
-__all__ = ["is_new", "open_storage", "shown", "storage_errors"]
+__all__ = ["SEARCH", "is_new", "open_storage", "shown", "storage_errors"]
 
+SEARCH = "search"  # the study attribute that says what is searched
 _JOURNAL = "journal:///"
 _POSTGRESQL = "postgresql://"
 

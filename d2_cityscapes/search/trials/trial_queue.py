@@ -108,7 +108,7 @@ class TrialQueue:
 
     def finish(self, trial: Trial, outcome: Outcome) -> None:
         """Record how a trial ended. One that was killed is queued again, up to three times."""
-        frozen = self._frozen(trial.number)
+        frozen = self.frozen(trial.number)
         if frozen.state.is_finished():
             logger.warning("trial %d was taken over by another worker", trial.number)
         elif outcome.state == "interrupted":
@@ -119,6 +119,10 @@ class TrialQueue:
                 self._fail(trial.number, f"{outcome.reason}, {kills} times; out of memory?")
         else:
             self._tell(trial.number, outcome)
+
+    def frozen(self, number: int) -> FrozenTrial:
+        """A trial as the study has it now."""
+        return next(t for t in self._trials() if t.number == number)
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         if outcome.state in ("failed", "refused"):
@@ -173,10 +177,11 @@ class TrialQueue:
             return age < self.heartbeat * _MISSED_BEATS
         if worker == self._worker:
             return trial.user_attrs.get(_BEAT) != 0
-        if worker["machine"] == self._worker["machine"] and not _process_exists(worker["pid"]):
+        if worker["machine"] == self._worker["machine"] and (
+            worker["pid"] == self._worker["pid"]  # this process has taken its number
+            or not _process_exists(worker["pid"])
+        ):
             return False
-        if worker["pid"] == self._worker["pid"] and worker["machine"] == self._worker["machine"]:
-            return False  # this process has taken its number
         return time.time() - trial.user_attrs.get(_BEAT, 0) < self.heartbeat * _MISSED_BEATS
 
     def _live(self) -> list[FrozenTrial]:
@@ -185,14 +190,11 @@ class TrialQueue:
         return sorted(self._trials(*states), key=lambda trial: trial.number)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=states)
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        return next(t for t in self._study.get_trials(deepcopy=False) if t.number == number)
+        return self._study.get_trials(deepcopy=False, states=states or None)
 
     def _set(self, number: int, key: str, value: Any) -> None:
         # Optuna has no public way to do this for a trial of another process.
-        self._study._storage.set_trial_user_attr(self._frozen(number)._trial_id, key, value)
+        self._study._storage.set_trial_user_attr(self.frozen(number)._trial_id, key, value)
 
 
 def _machine() -> str:
