@@ -29,9 +29,9 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
 
     cfg = setup(args)
     if args.eval_only:
-        evaluate(cfg)
+        evaluate(cfg, allow_unused=args.allow_unused)
     else:
-        train(cfg, resume=args.resume, profile=args.profile)
+        train(cfg, resume=args.resume, profile=args.profile, allow_unused=args.allow_unused)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -57,6 +57,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0,
         metavar="N",
         help="write a torch profiler trace of N early steps to OUTPUT_DIR/profile",
+    )
+    parser.add_argument(
+        "--allow-unused",
+        action="store_true",
+        help="warn of keys that have no effect on this run, instead of refusing them",
     )
     args = parser.parse_args(argv)
     given = [name for name in ("dry_run", "eval_only") if getattr(args, name)]

@@ -6,7 +6,7 @@ import argparse
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.drawing.pictures import PictureWriter
 from d2_cityscapes.engine.checkpoints.averaging import AveragingHook, check_averaging, final_weights
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
@@ -40,7 +41,8 @@ from d2_cityscapes.engine.distributed import (
     distribute,
     scale_to_world,
 )
-from d2_cityscapes.engine.hooks import FreezeHook
+from d2_cityscapes.engine.hooks import EvaluationHook, FreezeHook
+from d2_cityscapes.engine.key_effects import check_key_effects, recorded
 from d2_cityscapes.engine.profiling import ProfileHook
 from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
 from d2_cityscapes.engine.setup import (
@@ -98,6 +100,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
             trained=optimized_parameters(optimizer),
+            table=label_table_of(cfg.DATASETS.TRAIN),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -209,6 +212,9 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()
+        for i, hook in enumerate(hooks):
+            if isinstance(hook, EvalHook):
+                hooks[i] = EvaluationHook(hook._period, hook._func)
         freeze = self.cfg.MODEL.FREEZE
         if freeze.MODULES:
             guard = FreezeHook(freeze.MODULES, schedule=freeze.SCHEDULE, norm_eval=freeze.NORM_EVAL)
@@ -281,18 +287,32 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def train(cfg: CfgNode, *, resume: bool = False, profile: int = 0) -> dict | None:
+def train(
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    profile: int = 0,
+    allow_unused: bool | Collection[str] = False,
+) -> dict | None:
     """Train to SOLVER.MAX_ITER, with evaluation at the end.
 
     Args:
         cfg: from `setup`.
         resume: continue from the last checkpoint in OUTPUT_DIR where there is one.
         profile: steps for OUTPUT_DIR/profile, see `ProfileHook`; 0 for none.
+        allow_unused: True, or the config keys, to be warned of instead of refused where they have
+            no effect on this run.
 
     Returns:
         The results of the last evaluation; None on other ranks than the first.
+
+    Raises:
+        ConfigError: keys without effect, see `check_key_effects`.
     """
+    cfg, reads = recorded(cfg)
     trainer = Trainer(cfg)
+    _build_evaluation(cfg)
+    check_key_effects(trainer.cfg, reads, allowed=allow_unused)
     if profile and comm.is_main_process():
         trainer.register_hooks([ProfileHook(Path(cfg.OUTPUT_DIR) / "profile", profile)])
     trainer.resume_or_load(resume=resume)
@@ -305,13 +325,29 @@ def train(cfg: CfgNode, *, resume: bool = False, profile: int = 0) -> dict | Non
     return trainer.train()
 
 
-def evaluate(cfg: CfgNode) -> dict:
-    """Evaluate MODEL.WEIGHTS on DATASETS.TEST and check TEST.EXPECTED_RESULTS."""
+def _build_evaluation(cfg: CfgNode) -> list[ShardEvaluators]:
+    """The evaluators of DATASETS.TEST, and what else an evaluation is built from."""
+    for name in cfg.DATASETS.TEST:
+        Trainer.build_test_loader(cfg, name)
+    return [Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+
+
+def evaluate(cfg: CfgNode, *, allow_unused: bool | Collection[str] = False) -> dict:
+    """Evaluate MODEL.WEIGHTS on DATASETS.TEST and check TEST.EXPECTED_RESULTS.
+
+    Args:
+        cfg: from `setup`.
+        allow_unused: as for `train`; of the keys only those of MODEL and TEST are looked at.
+    """
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
+    cfg, reads = recorded(cfg)
     model = Trainer.build_model(cfg)
-    Checkpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model, weights=cfg.MODEL.WEIGHTS)
+    evaluators = _build_evaluation(cfg)
+    check_key_effects(cfg, reads, allowed=allow_unused, sections=("MODEL", "TEST"))
+    table = label_table_of(cfg.DATASETS.TEST)
+    Checkpointer(model, save_dir=cfg.OUTPUT_DIR, table=table).load(cfg.MODEL.WEIGHTS)
+    results = Trainer.test(cfg, model, evaluators, weights=cfg.MODEL.WEIGHTS)
     if comm.is_main_process():
         _check_results(cfg)
     return results

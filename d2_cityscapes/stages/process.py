@@ -58,6 +58,7 @@ def _train(config_file: Path, opts: Sequence[str]) -> None:
     args = argparse.Namespace(config_file=str(config_file), opts=list(opts), eval_only=False)
 
     def main() -> None:
-        train(setup(args), resume=True)
+        # an override is for all stages, and need not act in each
+        train(setup(args), resume=True, allow_unused=set(opts[::2]))
 
     run(main)

@@ -1,0 +1,144 @@
+"""Keys that are set but act on nothing of the run are refused; shipped configs have none."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+
+from d2_cityscapes.commands.train_net import main
+from d2_cityscapes.config import get_cfg
+from d2_cityscapes.engine.key_effects import (
+    check_key_effects,
+    idle_keys,
+    recorded,
+    unread_keys,
+)
+from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.engine.trainer import Trainer, evaluate, train
+
+pytestmark = pytest.mark.usefixtures("datasets")
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TRAINED = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob("*.yaml")
+    if "search" not in path.parts and not path.name.startswith("Base-")
+)
+
+
+def without_effect(cfg) -> set[str]:
+    """What `train` would refuse."""
+    noted, reads = recorded(cfg)
+    trainer = Trainer(noted)
+    for name in noted.DATASETS.TEST:
+        Trainer.build_test_loader(noted, name)
+        Trainer.build_evaluator(noted, name)
+    return {*unread_keys(trainer.cfg, reads), *idle_keys(trainer.cfg)}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_key_of_a_shipped_config_acts(name, tmp_path):
+    opts = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
+    opts += ["DATASETS.TRAIN", "('cityscapes_shards_train',)"]  # there is no train_extra here
+    assert without_effect(load_config(CONFIGS / name, opts)) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("semantic", "MODEL.SEM_SEG_HEAD.VOID_CLASS", "19"),
+        ("semantic", "MODEL.SEM_SEG_HEAD.LOSS_TOP_K", "0.5"),
+        ("semantic", "MODEL.SEM_SEG_HEAD.POOL_SIZE", "[8, 8]"),
+        ("semantic", "MODEL.DEEPLAB.AUX_LOSS_WEIGHT", "0.4"),
+        ("semantic", "MODEL.RPN.NMS_THRESH", "0.6"),
+        ("instance", "MODEL.RPN.NORM", "BN"),
+        ("instance", "MODEL.FPN.EXTRA_LEVELS", "3"),
+        ("instance", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", "0.5"),
+        ("instance", "MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
+        ("instance", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.0"),
+        ("deeplab", "MODEL.BACKBONE.FREEZE_AT", "5"),
+        ("instance", "TEST.AUG.ENABLED", "True"),
+        ("instance", "SOLVER.AMP.DTYPE", "bfloat16"),
+        ("instance", "SOLVER.MOMENTUM", "0.5"),
+        ("instance", "SOLVER.GAMMA", "0.5"),
+        ("instance", "SOLVER.PLATEAU.FACTOR", "0.5"),
+        ("instance", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.5"),
+        ("instance", "INPUT.CROP.TYPE", "absolute"),
+        ("deeplab", "INPUT.MIN_SIZE_TRAIN", "(96,)"),
+        ("instance", "DATALOADER.REPEAT_THRESHOLD", "0.5"),
+        ("instance", "TEST.VAL_LOSS_DATASET", "cityscapes_shards_val"),
+        ("instance", "TEST.PRECISE_BN.NUM_ITER", "7"),
+        ("panoptic", "MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
+    ],
+)
+def test_a_key_without_effect_is_found(kind, key, value, tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path), key, value]
+    assert without_effect(load_config(CONFIGS / "quick" / f"{kind}.yaml", opts)) == {key}
+
+
+@pytest.mark.parametrize(
+    ("opts", "key"),
+    [
+        (["SOLVER.WARMUP_ITERS", "0", "SOLVER.WARMUP_FACTOR", "0.1"], "SOLVER.WARMUP_FACTOR"),
+        (
+            ["MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou", "MODEL.RPN.SMOOTH_L1_BETA", "0.5"],
+            "MODEL.RPN.SMOOTH_L1_BETA",
+        ),
+        (["MODEL.FREEZE.NORM_EVAL", "False"], "MODEL.FREEZE.NORM_EVAL"),
+    ],
+)
+def test_a_key_that_another_setting_switches_off_is_found(opts, key):
+    assert key in idle_keys(load_config(CONFIGS / "quick" / "instance.yaml", opts))
+    acts = ["SOLVER.WARMUP_ITERS", "5", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "smooth_l1"]
+    acts += ["MODEL.FREEZE.MODULES", "['backbone']"]
+    assert idle_keys(load_config(CONFIGS / "quick" / "instance.yaml", [*opts, *acts])) == {}
+
+
+def test_train_and_evaluate_refuse_and_name_the_component(tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.SEM_SEG_HEAD.LOSS_TOP_K", "0.5"]
+    cfg = load_config(CONFIGS / "quick" / "semantic.yaml", opts)
+    message = r"SEM_SEG_HEAD.LOSS_TOP_K 0.5 is not read by StagedSegmentor with SemSegFPNHead"
+    with pytest.raises(ConfigError, match=message):
+        train(cfg)
+    augmented = ["TEST.AUG.ENABLED", "True", "MODEL.WEIGHTS", str(tmp_path / "w.pth")]
+    cfg = load_config(CONFIGS / "quick" / "semantic.yaml", augmented)
+    with pytest.raises(ConfigError, match=r"TEST\.AUG\.ENABLED True is not read"):
+        evaluate(cfg)
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".pth", ".yaml")]
+
+
+def test_allowed_keys_are_warned_of(tmp_path, log):
+    cfg = load_config(CONFIGS / "quick" / "semantic.yaml", ["MODEL.RPN.NMS_THRESH", "0.6"])
+    check_key_effects(cfg, {key for key in _leaves(cfg) if "RPN" not in key}, allowed=True)
+    assert "WARNING without effect: MODEL.RPN.NMS_THRESH 0.6" in log.text
+    with pytest.raises(ConfigError, match=r"MODEL\.RPN\.NMS_THRESH"):
+        check_key_effects(cfg, set(_leaves(cfg)) - {"MODEL.RPN.NMS_THRESH"}, allowed={"SEED"})
+
+
+def test_the_command_trains_on_where_it_is_meant(tmp_path, capfd):
+    arguments = ["--config-file", str(CONFIGS / "quick" / "semantic.yaml"), "--allow-unused"]
+    opts = ["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1"]
+    opts += ["TEST.EXPECTED_RESULTS", "[]", "MODEL.RPN.NMS_THRESH", "0.6"]
+    main([*arguments, *opts])
+    assert (tmp_path / "model_final.pth").is_file()
+    assert "without effect: MODEL.RPN.NMS_THRESH 0.6" in (tmp_path / "log.txt").read_text()
+
+
+def test_reads_of_copies_count_and_listing_does_not():
+    cfg, reads = recorded(get_cfg())
+    cfg.dump()
+    dict(cfg.SOLVER.items())
+    assert set(reads) == set()
+    again = copy.deepcopy(cfg).clone()
+    assert (again.SOLVER.BASE_LR, cfg.MODEL.RPN.get("NMS_THRESH")) == (0.001, 0.7)
+    assert set(reads) == {"SOLVER.BASE_LR", "MODEL.RPN.NMS_THRESH"}
+    assert pickle.loads(pickle.dumps(cfg)) == get_cfg()
+
+
+def _leaves(cfg) -> list[str]:
+    from d2_cityscapes.config import leaves
+
+    return [key for key, _ in leaves(cfg)]
