@@ -86,8 +86,8 @@ class TrialQueue:
             if not waiting and len(self._live()) >= self._total:
                 return None
             trial = self._study.ask(self._space.distributions)
+            self.beat(trial)  # first: a worker without a sign of life would be taken for gone
             trial.set_user_attr(_WORKER, self._worker)
-            self.beat(trial)
             # Of workers that took the last place at once, the lower numbers keep it.
             if trial.number in [t.number for t in self._live()[self._total :]]:
                 self._fail(trial.number, f"not needed: there are {self._total} trials already")

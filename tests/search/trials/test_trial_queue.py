@@ -148,6 +148,22 @@ def test_a_worker_elsewhere_is_waited_for_until_its_heart_stops(queue, study, mo
     assert _states(study) == ["FAIL", "RUNNING"]
 
 
+def test_a_trial_that_is_just_beginning_is_left_alone(queue, study, monkeypatch):
+    """Another machine looks each time that something of it is written down."""
+    monkeypatch.setattr("d2_cityscapes.search.trials.trial_queue._machine", lambda: "elsewhere")
+    away = queue(total=1)
+    monkeypatch.undo()
+    write = optuna.Trial.set_user_attr
+
+    def write_and_look(trial, key, value):
+        write(trial, key, value)
+        assert trial.number > 0 or away.next() is None
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", write_and_look)
+    assert queue(total=1).next().number == 0
+    assert _states(study) == ["RUNNING"]
+
+
 def test_a_released_trial_goes_on_at_once(queue, study, monkeypatch):
     monkeypatch.setattr("d2_cityscapes.search.trials.trial_queue._machine", lambda: "elsewhere")
     away = queue()
