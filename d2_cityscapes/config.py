@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as _get_detectron2_cfg
 
-__all__ = ["add_d2_cityscapes_config", "get_cfg", "leaves", "model_tasks"]
+__all__ = ["add_d2_cityscapes_config", "get_cfg", "leaves", "model_tasks", "value_of"]
 
 
 def get_cfg() -> CN:
@@ -34,8 +34,10 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # How many sizes (one for each feature level) and height/width ratios the tool looks for.
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES = 5
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.NUM_RATIOS = 3
-    # "separate": k-means of sizes and of ratios, as in the paper, with one set of ratios for all.
-    # "joint": sizes, and the ratios of each level, by the distance 1 - IoU to the boxes.
+    # "separate": k-means of sizes and, apart from it, of ratios, on logarithmic scales; one set of
+    # ratios for all levels. "joint": sizes, and the ratios of each level, by the distance 1 - IoU
+    # to the boxes. "paper": as "separate", but by the staged paper's way, on plain scales without
+    # the lowest and highest 3 %.
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = "separate"
 
     # Parts of the model that MODEL.WEIGHTS does not fill: shell-style patterns over the names of
@@ -176,6 +178,13 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+def value_of(cfg: CN, key: str) -> Any:
+    """The value of a dotted key that there is."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
 def model_tasks(cfg: CN) -> tuple[str, ...]:
     """What the configured model predicts, in the names of the evaluators.
 
@@ -189,5 +198,6 @@ def model_tasks(cfg: CN) -> tuple[str, ...]:
         "SemanticSegmentor": ("sem_seg",),
         "StagedSegmentor": ("sem_seg",),
         "DeepLabV3Segmentor": ("sem_seg",),
+        "RetinaNet": ("bbox",),
         "SeamlessPanoptic": (*instance_tasks, "sem_seg", *panoptic),
     }.get(cfg.MODEL.META_ARCHITECTURE, instance_tasks)

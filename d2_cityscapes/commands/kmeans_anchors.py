@@ -7,7 +7,8 @@ it. Use it in training with
     MODEL.ANCHOR_GENERATOR.NAME KMeansAnchorGenerator
     MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE anchors.json
 
-With MODEL.ANCHOR_GENERATOR.KMEANS.METHOD joint sizes and ratios are fitted together, by IoU, with
+With MODEL.ANCHOR_GENERATOR.KMEANS.METHOD paper they are fitted as in the staged paper, on plain
+scales instead of logarithmic ones; with METHOD joint sizes and ratios together, by IoU, with
 ratios for each feature level.
 """
 
@@ -41,10 +42,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.dependencies import require_detectron2
 
     require_detectron2()
+    from d2_cityscapes.engine.checks.values import check_values
     from d2_cityscapes.engine.setup import load_config
+    from d2_cityscapes.files import check_file
     from d2_cityscapes.modeling.anchors.generator import fit_anchors
+    from d2_cityscapes.modeling.classes import check_classes
 
-    found = fit_anchors(load_config(args.config_file, args.opts), args.output)
+    cfg = load_config(args.config_file, args.opts)
+    check_values(cfg)
+    check_classes(cfg)
+    for output in (args.output, args.output.with_suffix(".png")):
+        check_file(output)
+    found = fit_anchors(cfg, args.output)
     print(f"{found.num_boxes} boxes of {', '.join(found.datasets)}, resized by {found.resize}")
     print("sizes [px]     ", *(f"{size:.1f}" for size in found.anchors.sizes))
     per_level = len(found.anchors.aspect_ratios) > 1

@@ -93,7 +93,7 @@ HALVED = ["INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MAX_SIZE_TRAIN", "256"]
 KMEANS = "MODEL.ANCHOR_GENERATOR.KMEANS."
 
 
-@pytest.mark.parametrize("method", ["separate", "joint"])
+@pytest.mark.parametrize("method", ["separate", "joint", "paper"])
 def test_known_boxes_are_recovered_in_network_coordinates(call, config, painted, tmp_path, method):
     painted([(size, [0.25, 1.0, 4.0]) for size in (8, 16, 32, 64, 128)])
     output = tmp_path / "anchors.json"
@@ -129,7 +129,7 @@ def test_ratios_of_their_own_are_recovered_jointly(call, config, painted, tmp_pa
     assert content["quality"]["separate"]["recall_70"] < content["quality"]["kmeans"]["recall_70"]
 
 
-@pytest.mark.parametrize("method", ["separate", "joint"])
+@pytest.mark.parametrize("method", ["separate", "joint", "paper"])
 def test_synthetic_scenes_beat_the_default_anchors(call, config, datasets, tmp_path, method):
     outputs = [tmp_path / "a.json", tmp_path / "b.json"]
     for output in outputs:
@@ -159,7 +159,10 @@ def test_missing_arguments(call):
         (["DATASETS.TRAIN", "('nowhere',)"], "no dataset 'nowhere'"),
         (["MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES", 10**6], "cannot form 1000000 clusters"),
         (["MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES", 0], "cannot form 0 clusters"),
-        (["MODEL.ANCHOR_GENERATOR.KMEANS.METHOD", "both"], "'both': it is one of separate, joint"),
+        (
+            ["MODEL.ANCHOR_GENERATOR.KMEANS.METHOD", "both"],
+            "'both': it is one of separate, joint, paper",
+        ),
         (["MODEL.ANCHOR_GENERATOR.KMEANS.METHOD", "joint"], "NUM_SIZES 4: the joint method needs"),
         (["INPUT.MIN_INSTANCE_AREA", 10**6], "no boxes in DATASETS.TRAIN cityscapes_shards_train"),
     ],

@@ -30,6 +30,7 @@ __all__ = [
     "best_anchors",
     "best_shape_iou",
     "cluster_shapes",
+    "cluster_shapes_as_published",
     "read_anchors",
     "rounded_anchors",
     "write_anchors",
@@ -41,6 +42,8 @@ DEFAULT_RATIOS = (0.5, 1.0, 2.0)
 
 CONVENTION = "sizes: sqrt(width * height) in network pixels; aspect_ratios: height / width"
 _RUN_TOOL = "run tools/kmeans_anchors.py"
+_PUBLISHED_TRIM = (3, 97)  # percentiles
+_PUBLISHED_SEED = 42
 _CHUNK = 65_536  # boxes at a time, to bound memory
 
 
@@ -88,8 +91,8 @@ class AnchorSet:
         num_boxes: number of shapes that were clustered.
         seed: random_state of the k-means.
         method: MODEL.ANCHOR_GENERATOR.KMEANS.METHOD.
-        quality: {"kmeans": of these anchors, "default": of Detectron2's}; also "separate", what a
-            "joint" fit began with.
+        quality: {"kmeans": of these anchors, "default": of Detectron2's}; also "separate", where
+            the method is another.
     """
 
     anchors: Anchors
@@ -119,12 +122,32 @@ def cluster_shapes(
     Raises:
         AnchorError: no boxes, or fewer distinct ones than clusters.
     """
-    if len(shapes) == 0:
-        raise AnchorError("no boxes to cluster: the training datasets hold no instances")
-    widths, heights = np.asarray(shapes, dtype=np.float64).T
-    sizes = _kmeans(np.sqrt(widths * heights), num_sizes, seed, "NUM_SIZES", "sizes")
-    ratios = _kmeans(heights / widths, num_ratios, seed, "NUM_RATIOS", "height/width ratios")
-    return rounded_anchors(np.array(sizes), np.array([ratios]))
+    widths, heights = _sides(shapes)
+    sizes = _kmeans(np.log(widths * heights) / 2, num_sizes, seed, *_SIZES)
+    ratios = _kmeans(np.log(heights / widths), num_ratios, seed, *_RATIOS)
+    return rounded_anchors(np.exp(sizes), np.exp(ratios)[None])
+
+
+def cluster_shapes_as_published(shapes: np.ndarray, num_sizes: int, num_ratios: int) -> Anchors:
+    """The k-means of the staged paper: plain sqrt(area), and plain width / height.
+
+    Of each the lowest and highest 3 % are left out. The published code uses the width / height that
+    it finds as if they were height / width; here they are turned over. Its boxes are those of the
+    full resolution, ours are as the network sees them.
+
+    Args:
+        shapes: (N, 2) widths and heights, positive, network pixels.
+        num_sizes: number of sizes, 5 in the paper.
+        num_ratios: number of ratios, 3 in the paper.
+
+    Raises:
+        AnchorError: no boxes, or fewer distinct ones than clusters.
+    """
+    widths, heights = _sides(shapes)
+    areas, ratios = _trimmed(widths * heights), _trimmed(widths / heights)
+    sizes = _kmeans(np.sqrt(areas), num_sizes, _PUBLISHED_SEED, *_SIZES)
+    found = _kmeans(ratios, num_ratios, _PUBLISHED_SEED, *_RATIOS)
+    return rounded_anchors(sizes, 1 / found[::-1][None])
 
 
 def rounded_anchors(sizes: np.ndarray, ratios: np.ndarray) -> Anchors:
@@ -135,8 +158,24 @@ def rounded_anchors(sizes: np.ndarray, ratios: np.ndarray) -> Anchors:
     )
 
 
-def _kmeans(values: np.ndarray, clusters: int, seed: int, key: str, what: str) -> list[float]:
-    """Ascending cluster centres, geometric means, of (N,) positive values."""
+_SIZES = ("NUM_SIZES", "sizes")
+_RATIOS = ("NUM_RATIOS", "height/width ratios")
+
+
+def _sides(shapes: np.ndarray) -> np.ndarray:
+    """(2, N) widths and heights."""
+    if len(shapes) == 0:
+        raise AnchorError("no boxes to cluster: the training datasets hold no instances")
+    return np.asarray(shapes, dtype=np.float64).T
+
+
+def _trimmed(values: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(values, _PUBLISHED_TRIM)
+    return values[(values >= low) & (values <= high)]
+
+
+def _kmeans(values: np.ndarray, clusters: int, seed: int, key: str, what: str) -> np.ndarray:
+    """Ascending cluster centres of (N,) values."""
     from sklearn.cluster import KMeans
 
     distinct = len(np.unique(values))
@@ -145,8 +184,8 @@ def _kmeans(values: np.ndarray, clusters: int, seed: int, key: str, what: str) -
             f"{len(values)} boxes with {distinct} distinct {what} cannot form {clusters} clusters: "
             f"set MODEL.ANCHOR_GENERATOR.KMEANS.{key} between 1 and {distinct}, or use more images"
         )
-    fitted = KMeans(clusters, n_init=10, random_state=seed).fit(np.log(values)[:, None])
-    return sorted(float(centre) for centre in np.exp(fitted.cluster_centers_[:, 0]))
+    fitted = KMeans(clusters, n_init=10, random_state=seed).fit(values[:, None])
+    return np.sort(fitted.cluster_centers_[:, 0])
 
 
 def anchor_shapes(sizes: npt.ArrayLike, aspect_ratios: npt.ArrayLike) -> np.ndarray:

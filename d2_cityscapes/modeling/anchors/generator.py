@@ -24,6 +24,7 @@ from d2_cityscapes.modeling.anchors.clustering import (
     AnchorSet,
     anchor_quality,
     cluster_shapes,
+    cluster_shapes_as_published,
     read_anchors,
     write_anchors,
 )
@@ -39,7 +40,7 @@ __all__ = [
     "short_edges",
 ]
 
-METHODS = ("separate", "joint")
+METHODS = ("separate", "joint", "paper")
 RANGE_SAMPLES = 5  # short edges that stand for a range of them
 SEED = 0
 
@@ -153,6 +154,8 @@ def fit_anchors(cfg: CfgNode, output: str | Path) -> AnchorSet:
     fitted = {"separate": cluster_shapes(shapes, kmeans.NUM_SIZES, kmeans.NUM_RATIOS, seed=SEED)}
     if kmeans.METHOD == "joint":
         fitted["joint"] = fit_jointly(shapes, fitted["separate"])
+    elif kmeans.METHOD == "paper":
+        fitted["paper"] = cluster_shapes_as_published(shapes, kmeans.NUM_SIZES, kmeans.NUM_RATIOS)
     quality = {
         name: anchor_quality(shapes, anchors.sizes, anchors.aspect_ratios)
         for name, anchors in fitted.items()

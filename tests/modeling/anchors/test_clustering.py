@@ -12,6 +12,7 @@ from d2_cityscapes.modeling.anchors.clustering import (
     anchor_shapes,
     best_shape_iou,
     cluster_shapes,
+    cluster_shapes_as_published,
 )
 
 SIZES, RATIOS = (12.0, 30.0, 61.0, 119.0, 230.0), (0.55, 1.1, 2.3)
@@ -36,6 +37,29 @@ def test_is_deterministic_and_independent_of_order():
     assert found == cluster_shapes(shapes, 5, 3)
     other = cluster_shapes(shapes[::-1], 5, 3)
     np.testing.assert_allclose(found.sizes, other.sizes, rtol=1e-3)
+
+
+def test_the_published_way_is_linear_and_trimmed():
+    """By hand: of 100 areas the 3 smallest and 3 largest are out; a plain mean of the rest."""
+    squares = np.repeat(
+        [[2.0, 2.0], [10.0, 10.0], [30.0, 30.0], [9000.0, 9000.0]], [3, 47, 47, 3], 0
+    )
+    found = cluster_shapes_as_published(squares, 1, 1)
+    assert found.sizes == (20.0,) and found.aspect_ratios == ((1.0,),)
+    assert cluster_shapes(squares, 1, 1).sizes == (19.58,)  # geometric, of all
+    wide = np.array([[10.0, 10.0], [30.0, 10.0]])  # plain mean of w / h is 2
+    assert cluster_shapes_as_published(np.repeat(wide, 50, 0), 1, 1).aspect_ratios == ((0.5,),)
+
+
+def test_the_published_way_on_boxes_like_those_of_cityscapes():
+    """Large boxes draw the centres of a plain scale, so that small ones fit less well."""
+    rng = np.random.default_rng(0)
+    size, ratio = np.exp(rng.normal(3.9, 1.1, 5000)), np.exp(rng.normal(0.1, 0.5, 5000))
+    shapes = np.stack([size / np.sqrt(ratio), size * np.sqrt(ratio)], axis=1)
+    published, ours = cluster_shapes_as_published(shapes, 5, 3), cluster_shapes(shapes, 5, 3)
+    assert published.sizes[0] > 2 * ours.sizes[0]
+    fits = [anchor_quality(shapes, a.sizes, a.aspect_ratios) for a in (published, ours)]
+    assert fits[1].mean_best_iou > fits[0].mean_best_iou
 
 
 def test_ratio_is_height_over_width():

@@ -160,7 +160,7 @@ def test_a_joint_fit_has_ratios_for_each_level(cfg, tmp_path):
 def test_methods_and_numbers_that_cannot_be(cfg, tmp_path):
     kmeans = cfg.MODEL.ANCHOR_GENERATOR.KMEANS
     kmeans.METHOD = "both"
-    with pytest.raises(AnchorError, match=r"METHOD 'both': it is one of separate, joint"):
+    with pytest.raises(AnchorError, match=r"METHOD 'both': it is one of separate, joint, paper"):
         fit_anchors(cfg, tmp_path / "anchors.json")
     kmeans.METHOD, kmeans.NUM_SIZES = "joint", 4
     with pytest.raises(AnchorError, match=r"NUM_SIZES 4: .* each of the 5 feature levels"):
@@ -177,7 +177,7 @@ def test_files_of_earlier_versions_are_read(cfg, tmp_path):
     assert read_anchors(path) == found
 
 
-@pytest.mark.parametrize("method", ["separate", "joint"])
+@pytest.mark.parametrize("method", ["separate", "joint", "paper"])
 def test_generator_uses_the_file(cfg, tmp_path, method):
     path = tmp_path / "anchors.json"
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = method
@@ -211,7 +211,7 @@ def test_without_a_source_it_is_stock(cfg):
         assert torch.equal(a.tensor, b.tensor)
 
 
-@pytest.mark.parametrize("method", ["separate", "joint"])
+@pytest.mark.parametrize("method", ["separate", "joint", "paper"])
 def test_weights_of_a_stock_rpn_load(cfg, tmp_path, method):
     """They fit whatever the anchors, and say nothing about theirs."""
     cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
