@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from io import BufferedRandom
@@ -21,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "file_below",
     "file_sha256",
     "lock_folder",
     "open_atomically",
@@ -30,6 +33,53 @@ __all__ = [
 ]
 
 _LOCK_PATIENCE = 2.0  # seconds
+_LONGEST_NAME = 255  # bytes, of most file systems
+_LEAVES_FOLDER = re.compile(r"[/\\]|^[A-Za-z]:")
+
+
+def expanded(path: str) -> str:
+    """A path with ~ and $VARIABLES replaced, as a shell would; an address with :// as it is."""
+    return path if "://" in path else os.path.expandvars(os.path.expanduser(path))
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that cannot be written to, before hours are spent; leaves nothing behind.
+
+    Raises:
+        D2CityscapesError: the folder cannot be made, a file is in its place, or it is read-only.
+    """
+    try:
+        with _made(Path(folder)), tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise D2CityscapesError(
+            f"{folder}: cannot be written to ({reason}); name another folder"
+        ) from error
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse a file that `write_atomically` could not write; leaves nothing behind.
+
+    Raises:
+        D2CityscapesError: its folder cannot be written to, or a folder is in its place.
+    """
+    check_folder(Path(path).parent)
+    if Path(path).is_dir():
+        raise D2CityscapesError(f"{path}: is a folder; name a file to write")
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, created if need be, and removed again if it is still empty in the end."""
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for created in new:
+                created.rmdir()
 
 
 @contextlib.contextmanager
@@ -77,10 +127,43 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomically(path, [text.encode(), b"\n"])
 
 
+def file_below(folder: Path, name: str) -> Path:
+    """``folder / name``, where the name comes from elsewhere: it may not lead out of the folder.
+
+    For names in other people's files, and those made from them, before anything is read or written
+    there. Links that lie in the folder are the owner's and are followed.
+
+    Args:
+        folder: of one's own.
+        name: a relative path with "/", such as "frankfurt/frankfurt_000000_000294.png".
+
+    Raises:
+        D2CityscapesError: a part of it is no plain name, see `is_plain_name`.
+    """
+    if not isinstance(name, str) or not all(map(is_plain_name, name.split("/"))):
+        raise D2CityscapesError(
+            f"{folder}: {name!r} is not the name of a file in this folder; nothing is read or "
+            "written elsewhere"
+        )
+    return folder / name
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether something from a foreign file is a text that names a file inside a folder, on any
+    system: not another folder, not a drive, nothing hidden or that breaks a line."""
+    return (
+        isinstance(name, str)
+        and not name.startswith(".")
+        and 0 < len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
+        and name.isprintable()
+        and not _LEAVES_FOLDER.search(name)
+    )
 
 
 def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
@@ -108,24 +191,19 @@ def lock_folder(folder: Path) -> Iterator[bool]:
     Raises:
         D2CityscapesError: another process holds the lock, or the folder cannot be made.
     """
-    new = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise D2CityscapesError(f"{folder}: cannot be made ({error.strerror})") from error
-    try:
-        yield _lock(folder, descriptor)
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # the first that is not empty ends it
-            for created in new:
-                created.rmdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_made(folder))
+            # Windows opens no folders, and has no locks of this kind
+            descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise D2CityscapesError(f"{folder}: cannot be made ({error.strerror})") from error
+        if descriptor is not None:
+            stack.callback(os.close, descriptor)
+        yield descriptor is not None and _lock(folder, descriptor)
 
 
 def _lock(folder: Path, descriptor: int) -> bool:
-    if fcntl is None:
-        return False
     deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:

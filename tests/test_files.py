@@ -8,6 +8,7 @@ import pytest
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import (
+    file_below,
     file_sha256,
     lock_folder,
     open_atomically,
@@ -119,3 +120,31 @@ def test_a_folder_to_lock_that_cannot_be_made_is_one_line(tmp_path):
         lock_folder(tmp_path / "file" / "x").__enter__()
     with pytest.raises(D2CityscapesError, match="file: cannot be made"):
         lock_folder(tmp_path / "file").__enter__()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../a.png",
+        "a/../../b.png",
+        "/etc/a.png",
+        "//server/a.png",
+        "C:a.png",
+        "a\\..\\..\\b.png",
+        "a\0.png",
+        "a\ud800.png",
+        None,
+        3,
+    ],
+)
+def test_a_name_from_elsewhere_stays_in_its_folder(tmp_path, name):
+    with pytest.raises(D2CityscapesError, match="not the name of a file in this folder"):
+        file_below(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "frankfurt/a.png", "a..b.png", "\u00fc 1.png"])
+def test_usual_names_are_taken(tmp_path, name):
+    assert file_below(tmp_path, name) == tmp_path / name

@@ -10,6 +10,8 @@ from detectron2.evaluation import DatasetEvaluator
 
 from d2_cityscapes.drawing.overlay import draw_instance_ids, side_by_side
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output, ids_of_train_ids
+from d2_cityscapes.evaluation.shard_evaluator import naming_image
+from d2_cityscapes.files import file_below
 from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
 from d2_cityscapes.png import write_picture
 from d2_cityscapes.shards.reader import open_shard
@@ -43,10 +45,12 @@ class PictureWriter(DatasetEvaluator):
         return {}
 
     def _draw(self, image: dict, output: dict) -> None:
+        path = file_below(self.folder, f"{image['image_id']}.png")
         record = open_shard(image["shard"], self.table)[image["index"]]
         pixels = record.image.permute(1, 2, 0).numpy()
         truth = record.instance_ids.numpy()
-        predicted = ids_of_output(output, self.table)
+        with naming_image(image, "prediction"):
+            predicted = ids_of_output(output, self.table)
         if "panoptic_seg" not in output:
             truth = (
                 np.where(truth >= INSTANCE_DIVISOR, truth, 0)
@@ -57,4 +61,4 @@ class PictureWriter(DatasetEvaluator):
         panels = {
             caption: draw_instance_ids(pixels, ids, self.table) for caption, ids in maps.items()
         }
-        write_picture(self.folder / f"{image['image_id']}.png", side_by_side(panels))
+        write_picture(path, side_by_side(panels))

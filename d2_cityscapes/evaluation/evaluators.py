@@ -34,6 +34,7 @@ __all__ = [
     "SemSegEvaluator",
     "ShardEvaluators",
     "build_evaluator",
+    "known_metrics",
 ]
 
 
@@ -113,3 +114,9 @@ def build_evaluator(
             f"predicts {', '.join(tasks)}"
         )
     return ShardEvaluators([*evaluators, *beside])
+
+
+def known_metrics(dataset_name: str, task: str) -> list[str]:
+    """The metrics that an evaluation on a dataset of shards gives for a task."""
+    rows = EVALUATORS[task](dataset_name, [task]).rows_of_nothing()
+    return [row.metric for row in rows]

@@ -8,8 +8,9 @@ same numbers with protocol and counts are the rows of results.json.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,11 +18,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.shards.reader import open_shard
 
-__all__ = ["ShardEvaluator", "each_once", "true_ids"]
+__all__ = ["ShardEvaluator", "each_once", "naming_image", "true_ids"]
 
 Part = TypeVar("Part")
 
@@ -61,6 +63,10 @@ class ShardEvaluator(DatasetEvaluator):
             results[row.task][row.metric] = math.nan if row.value is None else row.value
         return results
 
+    def rows_of_nothing(self) -> list[ResultRow]:
+        """The rows that scoring no image gives: every metric, without a value."""
+        return self._score({})
+
     def _part(self, image: dict, output: dict) -> Any:
         """What scoring needs of one image; picklable."""
         raise NotImplementedError
@@ -78,6 +84,20 @@ def each_once(states: Sequence[Mapping[str, Part]]) -> dict[str, Part]:
     """
     parts = {name: part for state in states for name, part in state.items()}
     return {name: parts[name] for name in sorted(parts)}
+
+
+@contextlib.contextmanager
+def naming_image(image: dict, part: str) -> Iterator[None]:
+    """Say in an `InvalidMapError` of the block whose prediction it is about.
+
+    Args:
+        image: the model input.
+        part: of the output, such as "panoptic_seg".
+    """
+    try:
+        yield
+    except InvalidMapError as error:
+        raise InvalidMapError(f"{image['image_id']}: {part}: {error}") from error
 
 
 def true_ids(image: dict, table: LabelTable) -> np.ndarray:

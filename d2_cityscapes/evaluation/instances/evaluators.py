@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from d2_cityscapes.evaluation.detections import Detections, detections_of
 from d2_cityscapes.evaluation.instances.cityscapes import (
     PROTOCOL,
     CityscapesMatches,
@@ -26,7 +27,7 @@ from d2_cityscapes.evaluation.instances.coco_matching import (
 )
 from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, naming_image
 from d2_cityscapes.shards.reader import ShardReader, open_shard
 
 __all__ = ["CityscapesInstanceEvaluator", "InstanceEvaluator"]
@@ -38,28 +39,32 @@ class _MatchingEvaluator(ShardEvaluator):
     def _part(self, image: dict, output: dict) -> Any:
         reader, index = open_shard(image["shard"], self.table), image["index"]
         found: Instances = output["instances"].to("cpu")
+        with naming_image(image, "instances"):
+            detections = detections_of(found, self.table)
         if tuple(found.image_size) != reader.image_size(index):
             raise InvalidMapError(
                 f"prediction of size {tuple(found.image_size)} for {image['image_id']}, whose "
                 f"annotation is {reader.image_size(index)}: resize it to the annotated image"
             )
-        return self._match(found, reader, index)
+        return self._match(found, detections, reader, index)
 
-    def _match(self, found: Instances, reader: ShardReader, index: int) -> Any:
+    def _match(
+        self, found: Instances, detections: Detections, reader: ShardReader, index: int
+    ) -> Any:
         raise NotImplementedError
 
 
 class InstanceEvaluator(_MatchingEvaluator):
     """Tasks "bbox" and "segm", by the COCO protocol."""
 
-    def _match(self, found: Instances, reader: ShardReader, index: int) -> dict[str, CocoMatches]:
+    def _match(
+        self, found: Instances, detections: Detections, reader: ShardReader, index: int
+    ) -> dict[str, CocoMatches]:
         masks = ids = None
         if "segm" in self.tasks:
             masks, ids = _masks(found), reader.instance_ids(index).numpy()
         truth = true_objects(reader.table(index), ids, self.table)
-        predictions = predicted_objects(
-            found.pred_boxes.tensor.numpy(), found.pred_classes.numpy(), found.scores.numpy(), masks
-        )
+        predictions = predicted_objects(*detections, masks)
         return {task: match_objects(truth, predictions, task, self.table) for task in self.tasks}
 
     def _score(self, images: dict[str, dict[str, CocoMatches]]) -> list[ResultRow]:
@@ -76,11 +81,13 @@ class InstanceEvaluator(_MatchingEvaluator):
 class CityscapesInstanceEvaluator(_MatchingEvaluator):
     """Task "segm_cityscapes": masks by the rules of the Cityscapes benchmark."""
 
-    def _match(self, found: Instances, reader: ShardReader, index: int) -> CityscapesMatches:
+    def _match(
+        self, found: Instances, detections: Detections, reader: ShardReader, index: int
+    ) -> CityscapesMatches:
         return match_masks(
             _masks(found),
-            found.pred_classes.numpy(),
-            found.scores.numpy(),
+            detections.thing_ids,
+            detections.scores,
             reader.instance_ids(index).numpy(),
             reader.table(index),
             self.table,

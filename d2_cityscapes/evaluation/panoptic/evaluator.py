@@ -8,11 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_panoptic
-from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
 from d2_cityscapes.evaluation.panoptic.report import panoptic_rows
 from d2_cityscapes.evaluation.results import ResultRow
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, true_ids
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, naming_image, true_ids
 
 __all__ = ["PanopticEvaluator"]
 
@@ -26,11 +25,9 @@ class PanopticEvaluator(ShardEvaluator):
     def _part(self, image: dict, output: dict) -> np.ndarray:
         quality = PanopticQuality(self.table)
         panoptic, segments_info = output["panoptic_seg"]
-        try:
-            predicted = ids_of_panoptic(panoptic.cpu().numpy(), segments_info, self.table)
+        with naming_image(image, "panoptic_seg"):
+            predicted = ids_of_panoptic(panoptic, segments_info, self.table)
             quality.update(predicted, true_ids(image, self.table))
-        except InvalidMapError as error:
-            raise InvalidMapError(f"{image['image_id']}: panoptic_seg: {error}") from error
         return quality.state()
 
     def _score(self, images: dict[str, np.ndarray]) -> list[ResultRow]:

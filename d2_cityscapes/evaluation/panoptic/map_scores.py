@@ -10,13 +10,22 @@ from typing import Any, Self
 import numpy as np
 
 from d2_cityscapes.errors import D2CityscapesError, first_few
-from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
+from d2_cityscapes.labels import INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
 
-__all__ = ["InvalidMapError", "MapScore", "all_in", "check_instance_ids", "paired_runs"]
+__all__ = [
+    "InvalidMapError",
+    "MapScore",
+    "all_in",
+    "as_map",
+    "check_instance_ids",
+    "check_train_ids",
+    "paired_runs",
+    "starts_of_runs",
+]
 
 
 class InvalidMapError(D2CityscapesError, ValueError):
-    """A map is not in the encoding of its label table."""
+    """A map, or what is to become one, is not in the encoding of its label table."""
 
 
 class MapScore:
@@ -63,19 +72,36 @@ def paired_runs(pred_map: Any, true_map: Any) -> tuple[np.ndarray, np.ndarray, n
     Raises:
         InvalidMapError: other shapes or types.
     """
-    pred, true = _as_map(pred_map, "prediction"), _as_map(true_map, "truth")
+    pred, true = as_map(pred_map, "prediction"), as_map(true_map, "truth")
     if pred.shape != true.shape:
         raise InvalidMapError(
             f"prediction and truth differ in shape, {pred.shape} and {true.shape}: resize the "
             "prediction to the size of the annotated image"
         )
     pred, true = pred.ravel(), true.ravel()
-    changes = np.empty(pred.size, dtype=bool)
-    changes[:1] = True
-    np.not_equal(pred[1:], pred[:-1], out=changes[1:])
-    changes[1:] |= true[1:] != true[:-1]
-    starts = np.flatnonzero(changes)
+    starts = starts_of_runs(pred, true)
     return pred[starts], true[starts], np.diff(starts, append=pred.size)
+
+
+def starts_of_runs(*flat: np.ndarray) -> np.ndarray:
+    """(R,) where the runs begin in which none of the arrays, of one length each, changes."""
+    changes = np.zeros(flat[0].size, dtype=bool)
+    changes[:1] = True
+    for values in flat:
+        changes[1:] |= values[1:] != values[:-1]
+    return np.flatnonzero(changes)
+
+
+def check_train_ids(train_ids: np.ndarray, table: LabelTable, role: str) -> None:
+    """Refuse train ids that a label table does not know; 255 is void. See `check_instance_ids`."""
+    known = np.zeros(VOID_TRAIN_ID + 1, dtype=bool)
+    known[[*range(len(table.classes)), VOID_TRAIN_ID]] = True
+    if not all_in(train_ids, known):
+        wrong = [int(v) for v in np.unique(train_ids) if not all_in(v, known)]
+        raise InvalidMapError(
+            f"{role}: {first_few(wrong, 5)} are no train ids of the {table.name} labels; expected "
+            f"0 to {len(table.classes) - 1}, or {VOID_TRAIN_ID} for void"
+        )
 
 
 def check_instance_ids(ids: np.ndarray, table: LabelTable, role: str) -> None:
@@ -96,11 +122,24 @@ def all_in(values: np.ndarray, allowed: np.ndarray) -> bool:
     return bool(values.min() >= 0 and values.max() < len(allowed) and allowed[values].all())
 
 
-def _as_map(values: Any, role: str) -> np.ndarray:
-    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-    if array.dtype.kind not in "iu" or array.ndim != 2:
-        raise InvalidMapError(
-            f"{role}: expected an (H, W) map of integers, found {array.dtype} of {array.shape}; "
-            "ids are not scores, convert the map on purpose"
-        )
-    return array
+def as_map(values: Any, role: str) -> np.ndarray:
+    """An (H, W) map of integers as an array.
+
+    Args:
+        values: the map, numpy or torch on any device.
+        role: its name in the error.
+
+    Raises:
+        InvalidMapError: another shape, or other values.
+    """
+    try:
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+        found = f"{array.dtype} of {array.shape}"
+        if array.dtype.kind in "iu" and array.ndim == 2:
+            return array
+    except (TypeError, ValueError):  # bfloat16, nested lists of several lengths
+        found = str(getattr(values, "dtype", type(values).__name__))
+    raise InvalidMapError(
+        f"{role}: expected an (H, W) map of integers, found {found}; ids are not scores, convert "
+        "the map on purpose"
+    )

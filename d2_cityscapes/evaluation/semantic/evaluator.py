@@ -8,10 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from d2_cityscapes.evaluation.panoptic.instance_ids import train_ids_of_sem_seg
-from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow, make_rows
 from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, true_ids
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, naming_image, true_ids
 
 __all__ = ["SemSegEvaluator"]
 
@@ -24,11 +23,9 @@ class SemSegEvaluator(ShardEvaluator):
 
     def _part(self, image: dict, output: dict) -> np.ndarray:
         quality = SemSegQuality(self.table)
-        try:
+        with naming_image(image, "sem_seg"):
             predicted = train_ids_of_sem_seg(output["sem_seg"], self.table)
             quality.update(predicted, true_ids(image, self.table))
-        except InvalidMapError as error:
-            raise InvalidMapError(f"{image['image_id']}: sem_seg: {error}") from error
         return quality.state()
 
     def _score(self, images: dict[str, np.ndarray]) -> list[ResultRow]:

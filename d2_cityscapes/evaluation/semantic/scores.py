@@ -25,13 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.errors import first_few
 from d2_cityscapes.evaluation.class_means import mean_of_seen
 from d2_cityscapes.evaluation.panoptic.map_scores import (
-    InvalidMapError,
     MapScore,
-    all_in,
     check_instance_ids,
+    check_train_ids,
     paired_runs,
 )
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, VOID_TRAIN_ID, LabelTable
@@ -120,7 +118,7 @@ class SemSegQuality(MapScore):
                 holds an id that the label table does not know.
         """
         pred, true, lengths = paired_runs(pred_train_ids, true_ids)
-        self._check_train_ids(pred)
+        check_train_ids(pred, self.table, "prediction")
         check_instance_ids(true, self.table, "truth")
         ids, counts = self._count(pred, true, lengths)
         classes = self.table.train_id_of[ids].astype(np.int64)
@@ -171,15 +169,6 @@ class SemSegQuality(MapScore):
         width = len(self.table.classes) + 1
         joint = rank[true] * width + self._column_of[pred]
         return ids, np.bincount(joint, lengths, len(ids) * width).reshape(-1, width)
-
-    def _check_train_ids(self, pred: np.ndarray) -> None:
-        known = self._column_of >= 0
-        if not all_in(pred, known):
-            wrong = [int(v) for v in np.unique(pred) if not all_in(v, known)]
-            raise InvalidMapError(
-                f"prediction: {first_few(wrong, 5)} are no train ids of the {self.table.name} "
-                f"labels; expected 0 to {len(self.table.classes) - 1}, or {VOID_TRAIN_ID} for void"
-            )
 
     def _scores(self, members: list[int], *, category: bool = False) -> dict[str, float | None]:
         """IoU and iIoU in percent of the class, or of the category of the classes, `members`."""

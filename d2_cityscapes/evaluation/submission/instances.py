@@ -15,7 +15,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.evaluation.detections import detections_of
+from d2_cityscapes.evaluation.shard_evaluator import naming_image
+from d2_cityscapes.files import file_below, write_atomically
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import write_picture
 
@@ -39,12 +41,14 @@ class InstanceSubmissionWriter(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             found = output["instances"].to("cpu")
+            with naming_image(image, "instances"):
+                _, thing_ids, scores = detections_of(found, self.table)
             write_instance_submission(
                 self.folder,
                 image["file_name"],
                 found.pred_masks.to(torch.bool).numpy(),
-                self.table.label_id_of_thing[found.pred_classes.numpy()],
-                found.scores.numpy(),
+                self.table.label_id_of_thing[thing_ids],
+                scores,
             )
 
     def evaluate(self) -> dict:
@@ -74,16 +78,16 @@ def write_instance_submission(
         The text file.
 
     Raises:
-        D2CityscapesError: a file name with a space, which the format does not allow, or a file that
-            cannot be written.
+        D2CityscapesError: a file name with a space, which the format does not allow, one that no
+            file has, or a file that cannot be written.
     """
     stem = Path(file_name).stem
     if len(stem.split()) != 1:
         raise D2CityscapesError(
             f"{file_name}: a submission cannot hold a file name with a space; rename the image"
         )
-    text = Path(folder) / f"{stem}.txt"
-    mask_folder = Path(folder) / stem
+    text = file_below(Path(folder), f"{stem}.txt")
+    mask_folder = file_below(Path(folder), stem)
     lines, names = [], set()
     _remove([text])
     for number, (mask, label_id, score) in enumerate(zip(masks, label_ids, scores, strict=True)):

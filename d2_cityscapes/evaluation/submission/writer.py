@@ -22,8 +22,8 @@ from d2_cityscapes.evaluation.panoptic.instance_ids import (
     ids_of_train_ids,
     train_ids_of_sem_seg,
 )
-from d2_cityscapes.evaluation.shard_evaluator import each_once
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.evaluation.shard_evaluator import each_once, naming_image
+from d2_cityscapes.files import file_below, write_atomically
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import write_picture
 from d2_cityscapes.shards.file import ShardFile
@@ -47,9 +47,11 @@ class SemSegSubmissionWriter(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            train_ids = train_ids_of_sem_seg(output["sem_seg"], self.table)
-            label_ids = ids_of_train_ids(train_ids, self.table).astype(np.uint8)
-            write_picture(self.folder / f"{image['image_id']}_labelIds.png", label_ids)
+            path = file_below(self.folder, f"{image['image_id']}_labelIds.png")
+            with naming_image(image, "sem_seg"):
+                train_ids = train_ids_of_sem_seg(output["sem_seg"], self.table)
+                label_ids = ids_of_train_ids(train_ids, self.table).astype(np.uint8)
+            write_picture(path, label_ids)
 
     def evaluate(self) -> dict:
         return {}
@@ -72,7 +74,7 @@ class PanopticSubmissionWriter(DatasetEvaluator):
         self.table: LabelTable = MetadataCatalog.get(dataset_name).label_table
         shard = Path(DatasetCatalog.get(dataset_name)[0]["shard"])
         split = ShardFile(shard, self.table).metadata["split"]
-        self.folder = Path(folder) / f"cityscapes_panoptic_{split}"
+        self.folder = file_below(Path(folder), f"cityscapes_panoptic_{split}")
         self.reset()
 
     def reset(self) -> None:
@@ -81,10 +83,12 @@ class PanopticSubmissionWriter(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         label_id_of = self.table.label_id_of_train[self.table.train_id_of]
         for image, output in zip(inputs, outputs, strict=True):
-            panoptic, segments_info = output["panoptic_seg"]
-            ids = ids_of_panoptic(panoptic.cpu().numpy(), segments_info, self.table)
             file_name = f"{image['image_id']}_panoptic.png"
-            write_picture(self.folder / file_name, _as_colors(ids))
+            path = file_below(self.folder, file_name)
+            panoptic, segments_info = output["panoptic_seg"]
+            with naming_image(image, "panoptic_seg"):
+                ids = ids_of_panoptic(panoptic, segments_info, self.table)
+            write_picture(path, _as_colors(ids))
             height, width = ids.shape
             self._entries[image["image_id"]] = (
                 {

@@ -183,3 +183,22 @@ def test_prediction_of_another_size_is_refused(
 ) -> None:
     with pytest.raises(InvalidMapError, match=r"\(32, 128\) for town_000000_000000.*\(64, 128\)"):
         make(NAME, tasks).process(inputs[:1], [as_output(true_ids(inputs[0])[:32])])
+
+
+@pytest.mark.parametrize(("evaluator", "tasks"), EVALUATORS)
+def test_what_the_data_cannot_have_is_refused(inputs: list[dict], evaluator, tasks) -> None:
+    """A model of COCO's 80 classes, or one that has diverged, gets no score: it gets a line."""
+    image = inputs[0]
+    for attribute, wrong, word in (
+        ("pred_classes", 8, "class 8.*8 thing classes"),
+        ("pred_classes", 79, "class 79"),
+        ("pred_classes", -1, "class -1"),
+        ("scores", math.nan, "score is nan"),
+        ("scores", math.inf, "score is inf"),
+        ("pred_boxes", math.nan, "box is nan"),
+    ):
+        output = as_output(true_ids(image))
+        values = getattr(output["instances"], attribute)
+        (values.tensor if attribute == "pred_boxes" else values)[-1] = wrong
+        with pytest.raises(InvalidMapError, match=f"{image['image_id']}: instances.*{word}"):
+            evaluator(NAME, tasks).process([image], [output])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.instances.cityscapes import cityscapes_scores, match_masks
+from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError
 from d2_cityscapes.evaluation.submission.instances import (
     InstanceSubmissionWriter,
     write_instance_submission,
@@ -98,6 +99,25 @@ def test_a_crash_leaves_no_text_file(tmp_path: Path) -> None:
 def test_names_with_a_space_are_refused(tmp_path: Path) -> None:
     with pytest.raises(D2CityscapesError, match=r"my town\.png: .* space; rename the image"):
         write_instance_submission(tmp_path, "my town.png", [], np.zeros(0), np.zeros(0))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a/..", "a\\..\\b.png"])
+def test_no_name_leads_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(D2CityscapesError, match="not the name of a file in this folder"):
+        write_instance_submission(tmp_path / "out", name, make_masks(1), np.full(1, 26), np.ones(1))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("classes", "score"), [(50, 0.9), (-1, 0.9), (2, np.nan)])
+def test_detections_that_the_data_cannot_have(classes: int, score: float, tmp_path: Path) -> None:
+    MetadataCatalog.get("refused_scenes").set(label_table=CITYSCAPES)
+    found = Instances(SIZE)
+    found.pred_boxes, found.pred_masks = Boxes(torch.zeros(1, 4)), torch.ones(1, *SIZE)
+    found.pred_classes, found.scores = torch.tensor([classes]), torch.tensor([score])
+    writer = InstanceSubmissionWriter("refused_scenes", tmp_path)
+    with pytest.raises(InvalidMapError, match="town: instances: detections"):
+        writer.process([{"image_id": "town", "file_name": NAME}], [{"instances": found}])
     assert not list(tmp_path.iterdir())
 
 

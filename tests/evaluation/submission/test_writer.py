@@ -17,7 +17,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2_cityscapes.data.register import register_cityscapes_shards
-from d2_cityscapes.evaluation.panoptic.quality import PanopticQuality
+from d2_cityscapes.drawing.pictures import PictureWriter
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError, PanopticQuality
 from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
 from d2_cityscapes.evaluation.submission.writer import (
     PanopticSubmissionWriter,
@@ -188,3 +190,38 @@ def test_a_new_evaluation_begins_anew(inputs: list[dict], tmp_path: Path) -> Non
     document = json.loads((tmp_path / "cityscapes_panoptic_val.json").read_text())
     assert [a["image_id"] for a in document["annotations"]] == [inputs[2]["image_id"]]
     assert document["annotations"][0]["segments_info"] == []
+
+
+@pytest.mark.parametrize("name", ["../outside", "ABSOLUTE", "..\\outside", "town/../../outside"])
+def test_no_name_leads_out_of_the_folder(
+    name: str, truth: dict, inputs: list[dict], tmp_path: Path
+) -> None:
+    """Names are those of the files of a dataset, which may be somebody else's."""
+    ids = truth[inputs[0]["image_id"]]
+    image = inputs[0] | {"image_id": name.replace("ABSOLUTE", f"{tmp_path}/outside")}
+    output = sem_seg(ids) | panoptic_seg(ids)[0]
+    pictures = PictureWriter(NAME, tmp_path / "in" / "pictures", 1)
+    pictures._chosen = {image["image_id"]}
+    for writer in (
+        SemSegSubmissionWriter(NAME, tmp_path / "in" / "semantic"),
+        PanopticSubmissionWriter(NAME, tmp_path / "in" / "panoptic"),
+        pictures,
+    ):
+        with pytest.raises(D2CityscapesError, match="not the name of a file in this folder"):
+            writer.process([image], [output])
+    assert not list(tmp_path.rglob("*outside*"))
+
+
+def test_what_the_data_do_not_have_is_refused(inputs: list[dict], tmp_path: Path) -> None:
+    name = inputs[0]["image_id"]
+    for writer, output in (
+        (SemSegSubmissionWriter, {"sem_seg": torch.full(SIZE, 40)}),
+        (SemSegSubmissionWriter, {"sem_seg": torch.full((19, *SIZE), torch.nan)}),
+        (
+            PanopticSubmissionWriter,
+            {"panoptic_seg": (torch.ones(SIZE, dtype=int), [{"id": 1, "category_id": 60}])},
+        ),
+    ):
+        with pytest.raises(InvalidMapError, match=f"{name}: "):
+            writer(NAME, tmp_path / "out").process(inputs[:1], [output])
+    assert not (tmp_path / "out").exists()
