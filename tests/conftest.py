@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -119,6 +121,22 @@ def datasets(datasets_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`datasets_root`, with the environment pointing at it."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets_root))
     return datasets_root
+
+
+@pytest.fixture
+def disk_of():
+    """(bytes) -> a block in which no file can grow beyond that many, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

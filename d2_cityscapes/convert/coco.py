@@ -118,7 +118,8 @@ def coco_to_cityscapes(
     ]
     if agnostic:
         report.append(f"the same for all classes, so among them: {', '.join(agnostic)}")
-    return Conversion(tensors, tuple(report))
+    things = {"table": CITYSCAPES.name, "things": [c.name for c in CITYSCAPES.things]}
+    return Conversion(tensors, tuple(report), things)
 
 
 def _pick_rows(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,8 @@ import torch
 from torch import Tensor
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import open_atomically
+from d2_cityscapes.labels.record import CLASSES
+from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file, write_tensor_file
 
 __all__ = [
     "STEPS",
@@ -24,6 +22,7 @@ __all__ = [
     "convert_weights",
     "counted",
     "mismatch",
+    "read_checkpoint",
     "read_weights",
     "write_weights",
 ]
@@ -42,10 +41,13 @@ class Conversion:
     Attributes:
         tensors: name -> tensor.
         report: lines for the user: what was converted and what was not.
+        classes: what the rows of the heads stand for, see `d2_cityscapes.labels.record`; None where
+            there are no heads, or nobody knows.
     """
 
     tensors: dict[str, Tensor]
     report: tuple[str, ...]
+    classes: Mapping[str, Any] | None = None
 
 
 def convert_weights(
@@ -57,12 +59,17 @@ def convert_weights(
         found = convert(weights)
     except ConversionError as error:
         raise ConversionError(f"{input}: {error}", details=error.details) from error
-    write_weights(output, found.tensors)
+    write_weights(output, found.tensors, found.classes)
     return (*found.report, f"wrote {output}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read name -> tensor, on the CPU.
+    """The first half of `read_checkpoint`."""
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
+    """Read name -> tensor, on the CPU, and the class record beside them, if there is one.
 
     Args:
         path: a file of PyTorch with a state dict, ``{"model": state dict}`` or, as seamseg writes
@@ -75,10 +82,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
     try:
-        content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
-    except PermissionError as error:
+        content = read_tensor_file(path)
+    except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # a damaged pickle may fail in any way
+    except TensorFileError as error:
         raise ConversionError(
             f"{path}: not a file of weights: damaged, or it holds more than arrays and plain values"
         ) from error
@@ -94,11 +101,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     strangers = [name for name, value in tensors.items() if value is None]
     if strangers:
         raise ConversionError(f"{path}: {strangers[0]!r} is no tensor, so these are not weights")
-    return {str(name): value for name, value in tensors.items() if value is not None}
+    classes = content.get(CLASSES) if isinstance(content.get(CLASSES), Mapping) else None
+    return {str(name): value for name, value in tensors.items() if value is not None}, classes
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write ``{"model": tensors}``, as Detectron2's checkpointer reads it.
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], classes: Mapping[str, Any] | None = None
+) -> None:
+    """Write ``{"model": tensors}``, as Detectron2's checkpointer reads it, and a class record.
 
     Raises:
         ConversionError: a name that Detectron2 would not read as such a file.
@@ -108,8 +118,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise ConversionError(f"{path}: name it .pth, by which Detectron2 knows the format")
     # Contiguous clones: a view would take the whole storage it looks at into the file.
     content = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    with open_atomically(path) as file:
-        torch.save({"model": content}, file)
+    write_tensor_file(path, {"model": content} | ({CLASSES: dict(classes)} if classes else {}))
 
 
 def mismatch(message: str, problems: Sequence[str]) -> ConversionError:
@@ -132,41 +141,9 @@ def _find_weights(content: Mapping[str, Any]) -> Any:
     return {f"{part}.{name}": x for part, tensors in parts.items() for name, x in tensors.items()}
 
 
-def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_pickle(path: Path) -> Any:
-    with open(path, "rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote the older ones
-
-
 def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
         return torch.from_numpy(np.array(value))
     return None
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows numpy's arrays and scalars, and nothing else that could be called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = _ARRAY_PARTS.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is None:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return known
-
-
-# Under the names before numpy 2. Its helpers are private, so they are taken from what it pickles.
-_ARRAY_PARTS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
-    ("numpy.core.multiarray", "scalar"): np.float32(1).__reduce__()[0],
-    ("numpy.core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
-    ("_codecs", "encode"): codecs.encode,  # how protocol 2 writes bytes
-    ("__builtin__", "bytes"): bytes,
-    ("collections", "OrderedDict"): OrderedDict,
-}

@@ -27,6 +27,7 @@ from d2_cityscapes.convert.files import (
     mismatch,
 )
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.record import class_record
 
 __all__ = ["convert_seamseg_file", "seamseg_to_detectron2"]
 
@@ -96,6 +97,7 @@ def seamseg_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:
             f"left behind: {f'{STEPS} ({len(steps)})' if steps else 'nothing'}",
             *_about(weights),
         ),
+        class_record(CITYSCAPES) if _of_cityscapes(weights) else None,
     )
 
 
@@ -175,6 +177,12 @@ def _check_classes(weights: Mapping[str, Tensor]) -> None:
             )
 
 
+def _of_cityscapes(weights: Mapping[str, Tensor]) -> bool:
+    """By their numbers: seamseg packs the classes of Cityscapes in its order."""
+    counts = len(weights["sem_head.conv_sem.weight"]), len(weights["roi_head.roi_msk.weight"])
+    return counts == (len(CITYSCAPES.classes), len(CITYSCAPES.things))
+
+
 def _about(weights: Mapping[str, Tensor]) -> Iterator[str]:
     """What the config must be like."""
     classes = len(weights["sem_head.conv_sem.weight"])
@@ -185,7 +193,7 @@ def _about(weights: Mapping[str, Tensor]) -> Iterator[str]:
         f"{classes} classes, {things} of them things; {anchors} anchors of a cell; "
         f"MODEL.FPN.EXTRA_LEVELS {levels}"
     )
-    if (classes, things) == (len(CITYSCAPES.classes), len(CITYSCAPES.things)):
+    if _of_cityscapes(weights):
         yield f"predicts as it is with {CONFIG}, which has the order of its anchors"
     else:
         yield (

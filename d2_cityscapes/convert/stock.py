@@ -29,12 +29,13 @@ from d2_cityscapes.convert.files import (
     ConversionError,
     counted,
     mismatch,
-    read_weights,
+    read_checkpoint,
     write_weights,
 )
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.files import write_atomically
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.labels.record import class_differences
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 from d2_cityscapes.modeling.anchors.record import RECORD, REMEDY, anchor_difference, find_records
@@ -94,16 +95,18 @@ def convert_to_stock(
     source = Path(config_file) if config_file else input.parent / CONFIG
     config, weights = output / CONFIG, output / "model.pth"
     _check_paths((input, source), (config, weights))
-    tensors = read_weights(input)
+    tensors, classes = read_checkpoint(input)
     cfg = load_config(source, train=False)
     stock = stock_config(cfg, source)
     stock.MODEL.WEIGHTS = str(weights.resolve())
+    if class_differences(classes, CITYSCAPES):
+        stock.DATASETS.TEST = ()  # the names that demo.py would print are of other classes
     model = _build(stock)
     wanted = model.state_dict()
     _check_tensors(tensors, wanted, f"{input} is not of the model of {source}")
     _check_anchors(tensors, model, input)
     config.unlink(missing_ok=True)  # written last: where it is, it fits the weights
-    write_weights(weights, {name: t for name, t in tensors.items() if name in wanted})
+    write_weights(weights, {name: t for name, t in tensors.items() if name in wanted}, classes)
     write_atomically(config, [stock.dump().encode()])
     notes = [NOTES[name] for name in _component_names(cfg).values() if name in NOTES]
     return (

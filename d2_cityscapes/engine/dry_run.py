@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2_cityscapes.data.loader import build_train_loader
+from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
 from d2_cityscapes.engine.distributed import scale_to_world
 from d2_cityscapes.engine.proposed_objects import objects_proposed
@@ -130,8 +131,12 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
     batch = next(iter(build_train_loader(cfg)))
     optimized = optimized_parameters(optimizer)
     if Path(cfg.MODEL.WEIGHTS).is_file():  # not "", nor a file to be fetched first
-        exclude = cfg.MODEL.WEIGHTS_EXCLUDE
-        checkpointer = Checkpointer(model, exclude=exclude, trained=optimized)
+        checkpointer = Checkpointer(
+            model,
+            exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
+            trained=optimized,
+            table=label_table_of(cfg.DATASETS.TRAIN),
+        )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     rpn = getattr(model, "proposal_generator", None)
     if isinstance(rpn, nn.Module):

@@ -49,7 +49,7 @@ class Predictor:
         self._mapper = CityscapesShardMapper(cfg, False)
         self.table = self._mapper.table
         self._model = build_model(cfg).eval()
-        Checkpointer(self._model).load(cfg.MODEL.WEIGHTS)
+        Checkpointer(self._model, table=self.table).load(cfg.MODEL.WEIGHTS)
 
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
         """The model's output for one picture, at the picture's size.

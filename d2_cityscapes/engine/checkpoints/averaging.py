@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
-from d2_cityscapes.engine.checkpoints.saving import save_weights
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.step.optimizer import optimized_parameters
 from d2_cityscapes.modeling.freezing.freeze import unwrap
@@ -76,7 +75,7 @@ class AveragingHook(HookBase):
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
             path = Path(self.trainer.cfg.OUTPUT_DIR) / FINAL_AVERAGE
             with self.in_place():
-                save_weights(path, unwrap(self.trainer.model).state_dict())
+                self.trainer.checkpointer.save_weights(path)
             logger.info("average of the weights written to %s", path)
 
     @contextlib.contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,14 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from d2_cityscapes.engine.checkpoints.load_report import LoadReport, shortened
-from d2_cityscapes.engine.checkpoints.saving import save_checkpoint, tag_checkpoint
+from d2_cityscapes.engine.checkpoints.saving import (
+    save_checkpoint,
+    save_weights,
+    tag_checkpoint,
+)
 from d2_cityscapes.errors import D2CityscapesError, nearest
+from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.labels.record import CLASSES, class_differences, class_record
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
 from d2_cityscapes.modeling.anchors.generator import KMeansAnchorGenerator
 from d2_cityscapes.modeling.anchors.record import (
@@ -29,6 +35,7 @@ from d2_cityscapes.modeling.anchors.record import (
     record_of_cells,
 )
 from d2_cityscapes.run_folder import LAST_CHECKPOINT
+from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file
 
 __all__ = ["CheckpointError", "Checkpointer"]
 
@@ -36,6 +43,11 @@ logger = logging.getLogger(__name__)
 
 _BACKBONE = "backbone."
 _COUNTER = ".num_batches_tracked"  # of batch norms: no weight, and often left out of files
+# Kind of classes -> what predicts them. Layers in it may be the same for all classes.
+_PREDICTORS = {
+    "things": ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor."),
+    "classes": ("sem_seg_head.predictor.", "classifier.", "aux_classifier."),
+}
 _TORCHVISION = "layer1.0.conv1.weight"  # a name of torchvision's; Detectron2 has res2.0 there
 
 
@@ -59,6 +71,7 @@ class Checkpointer(DetectionCheckpointer):
         *,
         exclude: Sequence[str] = (),
         trained: Iterable[nn.Parameter] | None = None,
+        table: LabelTable | None = None,
         **checkpointables: Any,
     ):
         """
@@ -67,6 +80,8 @@ class Checkpointer(DetectionCheckpointer):
             save_dir: folder of checkpoints.
             exclude: cfg.MODEL.WEIGHTS_EXCLUDE, for weights that a training begins from.
             trained: what the training moves at some time; None for all that requires gradients.
+            table: the classes of the data at hand, which are noted down in what is saved, and held
+                against those of what is loaded; None for neither.
             checkpointables: as in `DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
@@ -74,6 +89,7 @@ class Checkpointer(DetectionCheckpointer):
         if trained is None:
             trained = (p for p in self.model.parameters() if p.requires_grad)
         self._trained = {id(parameter) for parameter in trained}
+        self._table = table
         self._path = ""  # of the file that is being loaded, for messages
         self._purpose = "use"  # or "start" or "resume" a training
 
@@ -85,12 +101,29 @@ class Checkpointer(DetectionCheckpointer):
         finally:
             self._purpose = "use"
 
+    def get_checkpoint_file(self) -> str:
+        """The file in ``save_dir`` that its last_checkpoint names.
+
+        Raises:
+            CheckpointError: it names none, or one of another folder.
+        """
+        record = f"{self.save_dir}/{LAST_CHECKPOINT}"
+        try:
+            path = super().get_checkpoint_file()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{record}: names no file; delete it") from error
+        if path and Path(path).parent.absolute() != Path(self.save_dir).absolute():
+            raise CheckpointError(f"{record}: names {path}, which is not in its folder")
+        return path
+
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a file, log what fitted, and check that it is enough.
 
+        Nothing in the file is run as code, see `d2_cityscapes.tensor_files`.
+
         Raises:
-            CheckpointError: unreadable, of another architecture, incomplete, or an exclude pattern
-                that matches nothing.
+            CheckpointError: unreadable, of another architecture, incomplete, trained for other
+                classes, or an exclude pattern that matches nothing.
             AnchorError: trained with other anchors.
         """
         self._path = path
@@ -99,7 +132,14 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def save(self, name: str, **extra: Any) -> None:
-        save_checkpoint(self, name, **extra)
+        save_checkpoint(self, name, **self._class_record(), **extra)
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights alone, to use or to start from."""
+        save_weights(path, self.model.state_dict(), **self._class_record())
+
+    def _class_record(self) -> dict[str, Any]:
+        return {} if self._table is None else {CLASSES: class_record(self._table)}
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag_checkpoint(self, last_filename_basename)
@@ -116,10 +156,15 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            checkpoint = super()._load_file(filename)
-        except Exception as error:  # a damaged file may fail in any way
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
-            raise CheckpointError(f"{self._path}: cannot be read as weights ({reason})") from error
+            content = read_tensor_file(filename)
+        except OSError as error:
+            raise CheckpointError(f"{self._path}: cannot be read ({error.strerror})") from error
+        except TensorFileError as error:
+            raise CheckpointError(str(error)) from error
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            raise CheckpointError(f"{self._path}: cannot be read as weights (it holds a {kind})")
+        checkpoint = _as_checkpoint(content, os.path.splitext(filename)[1])
         weights = checkpoint["model"]
         if not isinstance(weights, dict):
             raise CheckpointError(f"{self._path}: holds a {type(weights).__name__}, not weights")
@@ -147,6 +192,7 @@ class Checkpointer(DetectionCheckpointer):
         self._log(report)
         self._check_architecture(report, state, torchvision)
         self._check_complete(report)
+        self._check_classes(checkpoint.get(CLASSES), report, state)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
@@ -254,6 +300,24 @@ class Checkpointer(DetectionCheckpointer):
                 "with the config.yaml of that training"
             )
 
+    def _check_classes(
+        self, record: Any, report: LoadReport, state: Mapping[str, Tensor]
+    ) -> None:
+        """Refuse weights that mean other classes; where a training begins, only what it keeps."""
+        if self._table is None:
+            return
+        for kind, difference in class_differences(record, self._table).items():
+            if self._purpose != "start":
+                raise CheckpointError(
+                    f"{self._path}: {difference}: take data with the classes of that training"
+                )
+            rows = _class_rows(kind, report.loaded, state, self._table)
+            if rows:
+                raise CheckpointError(
+                    f"{self._path}: {difference}: keep out what predicts the former, "
+                    f"MODEL.WEIGHTS_EXCLUDE {rows}"
+                )
+
     def _never_trained(self) -> set[str]:
         """Names of what the optimizer leaves alone, with the statistics of such norms."""
         names = set()
@@ -264,6 +328,27 @@ class Checkpointer(DetectionCheckpointer):
             if len(fixed) == len(own):  # none at all in FrozenBatchNorm2d
                 names.update(name for name, _ in layer.named_buffers(module, recurse=False))
         return names
+
+
+def _as_checkpoint(content: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """Weights of any code base that Detectron2 reads, in the form of its own checkpoints."""
+    if suffix == ".pkl" and not {"model", "__author__"} <= content.keys():
+        blobs = content.get("blobs", content)  # Caffe2's; of an ImageNet model it is the whole
+        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    if suffix == ".pyth":
+        weights = content.get("model_state", content)
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    return content if "model" in content else {"model": content}
+
+
+def _class_rows(
+    kind: str, names: Iterable[str], state: Mapping[str, Tensor], table: LabelTable
+) -> list[str]:
+    """Those of the tensors that have rows for each class of a kind."""
+    number = len(table.things if kind == "things" else table.classes)
+    rows = (number, number + 1, 4 * number)  # background or void beside them; boxes
+    return [n for n in names if n.startswith(_PREDICTORS[kind]) and len(state[n]) in rows]
 
 
 def _make_report(

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.engine import DefaultTrainer
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor
 
-from d2_cityscapes.files import open_atomically, write_atomically
+from d2_cityscapes.files import write_atomically
 from d2_cityscapes.run_folder import FINAL, LAST_CHECKPOINT
+from d2_cityscapes.tensor_files import write_tensor_file
 
 __all__ = [
     "complete_final_weights",
@@ -33,15 +33,13 @@ def save_checkpoint(checkpointer: Checkpointer, name: str, **extra: Any) -> None
     states = {key: part.state_dict() for key, part in checkpointer.checkpointables.items()}
     path = Path(checkpointer.save_dir) / f"{name}.pth"
     checkpointer.logger.info("Saving checkpoint to %s", path)
-    with open_atomically(path) as file:
-        torch.save({"model": checkpointer.model.state_dict(), **states, **extra}, file)
+    write_tensor_file(path, {"model": checkpointer.model.state_dict(), **states, **extra})
     checkpointer.tag_last_checkpoint(path.name)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+def save_weights(path: Path, weights: Mapping[str, Tensor], **extra: Any) -> None:
     """Write weights to use or to start from, without what a resumed training needs."""
-    with open_atomically(path) as file:
-        torch.save({"model": dict(weights)}, file)
+    write_tensor_file(path, {"model": dict(weights), **extra})
 
 
 def tag_checkpoint(checkpointer: Checkpointer, name: str) -> None:
