@@ -43,11 +43,6 @@ logger = logging.getLogger(__name__)
 
 _BACKBONE = "backbone."
 _COUNTER = ".num_batches_tracked"  # of batch norms: no weight, and often left out of files
-# Kind of classes -> what predicts them. Layers in it may be the same for all classes.
-_PREDICTORS = {
-    "things": ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor."),
-    "classes": ("sem_seg_head.predictor.", "classifier.", "aux_classifier."),
-}
 _TORCHVISION = "layer1.0.conv1.weight"  # a name of torchvision's; Detectron2 has res2.0 there
 
 
@@ -181,6 +176,7 @@ class Checkpointer(DetectionCheckpointer):
         torchvision = any(name.endswith(_TORCHVISION) for name in weights)
         if self._purpose == "resume":
             self._check_states(checkpoint)
+        differences = self._class_differences(checkpoint)
         self._judge_anchors(weights)
         state = self.model.state_dict()
         excluded = self._excluded(state) if self._purpose == "start" else []
@@ -192,7 +188,7 @@ class Checkpointer(DetectionCheckpointer):
         self._log(report)
         self._check_architecture(report, state, torchvision)
         self._check_complete(report)
-        self._check_classes(checkpoint.get(CLASSES), report, state)
+        self._check_rows(differences, report, state)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
@@ -300,17 +296,23 @@ class Checkpointer(DetectionCheckpointer):
                 "with the config.yaml of that training"
             )
 
-    def _check_classes(
-        self, record: Any, report: LoadReport, state: Mapping[str, Tensor]
-    ) -> None:
-        """Refuse weights that mean other classes; where a training begins, only what it keeps."""
+    def _class_differences(self, checkpoint: Mapping[str, Any]) -> dict[str, str]:
+        """See `class_differences`; refused but where a training begins, which may need none."""
         if self._table is None:
-            return
-        for kind, difference in class_differences(record, self._table).items():
-            if self._purpose != "start":
-                raise CheckpointError(
-                    f"{self._path}: {difference}: take data with the classes of that training"
-                )
+            return {}
+        differences = class_differences(checkpoint.get(CLASSES), self._table)
+        if differences and self._purpose != "start":
+            raise CheckpointError(
+                f"{self._path}: {next(iter(differences.values()))}: take data with the classes of "
+                "that training"
+            )
+        return differences
+
+    def _check_rows(
+        self, differences: Mapping[str, str], report: LoadReport, state: Mapping[str, Tensor]
+    ) -> None:
+        """Refuse to begin with rows of predictors that mean other classes."""
+        for kind, difference in differences.items():
             rows = _class_rows(kind, report.loaded, state, self._table)
             if rows:
                 raise CheckpointError(
@@ -343,12 +345,31 @@ def _as_checkpoint(content: dict[str, Any], suffix: str) -> dict[str, Any]:
 
 
 def _class_rows(
-    kind: str, names: Iterable[str], state: Mapping[str, Tensor], table: LabelTable
+    kind: str, names: Iterable[str], state: Mapping[str, Tensor], table: LabelTable | None
 ) -> list[str]:
-    """Those of the tensors that have rows for each class of a kind."""
-    number = len(table.things if kind == "things" else table.classes)
-    rows = (number, number + 1, 4 * number)  # background or void beside them; boxes
-    return [n for n in names if n.startswith(_PREDICTORS[kind]) and len(state[n]) in rows]
+    """Those of the tensors that have rows for each class of a kind.
+
+    A layer that is the same for all classes has another number of them.
+    """
+    if table is None:
+        return []
+    things, classes = len(table.things), len(table.classes)
+    rows = {  # with background, or void, where there is one
+        "things": {
+            "roi_heads.box_predictor*.cls_score.*": (things + 1,),
+            "roi_heads.box_predictor*.bbox_pred.*": (4 * things,),
+            "roi_heads.mask_head.predictor.*": (things,),
+        },
+        "classes": {
+            pattern: (classes, classes + 1)
+            for pattern in ("sem_seg_head.predictor.*", "classifier.*", "aux_classifier.*")
+        },
+    }[kind]
+    return [
+        name
+        for name in names
+        if any(fnmatch.fnmatch(name, p) and len(state[name]) in rows[p] for p in rows)
+    ]
 
 
 def _make_report(
