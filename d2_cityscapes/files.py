@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "check_outputs",
     "file_below",
     "file_sha256",
     "lock_folder",
@@ -67,6 +69,45 @@ def check_file(path: str | Path) -> None:
     check_folder(Path(path).parent)
     if Path(path).is_dir():
         raise D2CityscapesError(f"{path}: is a folder; name a file to write")
+
+
+def check_outputs(outputs: Sequence[str | Path], inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse files that a command is to write, before it begins; leaves nothing behind.
+
+    Files are told apart as the disk does, links and upper case considered.
+
+    Args:
+        outputs: what it writes.
+        inputs: what it reads; those that are not there do not count.
+
+    Raises:
+        D2CityscapesError: one that cannot be written, that is written twice, or that is read.
+    """
+    for output in outputs:
+        check_file(output)
+    for one, other in itertools.combinations(map(Path, outputs), 2):
+        alike = str(one.resolve()).casefold() == str(other.resolve()).casefold()
+        if alike or (one.exists() and other.exists() and one.samefile(other)):
+            raise D2CityscapesError(
+                f"{one}: {other.name} is written beside it, and would be the same file; give the "
+                "output another name"
+            )
+    read = {key: path for path in inputs if (key := _identity(path))}
+    for output in outputs:
+        if (key := _identity(output)) in read:
+            raise D2CityscapesError(
+                f"{output}: is read here too (as {read[key]}) and would be overwritten; give the "
+                "output another name"
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What tells an existing file from all others; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import (
+    check_outputs,
     file_below,
     file_sha256,
     lock_folder,
@@ -148,3 +149,39 @@ def test_a_name_from_elsewhere_stays_in_its_folder(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.png", "frankfurt/a.png", "a..b.png", "\u00fc 1.png"])
 def test_usual_names_are_taken(tmp_path, name):
     assert file_below(tmp_path, name) == tmp_path / name
+
+
+def test_no_output_is_an_input(tmp_path):
+    """By any of its names: the same path in other words, a link, a hard link."""
+    path = tmp_path / "in.json"
+    path.write_text("{}")
+    (tmp_path / "link.json").symlink_to(path)
+    (tmp_path / "hard.json").hardlink_to(path)
+    (tmp_path / "a").mkdir()
+    for output in (path, tmp_path / "a" / ".." / "in.json", "link.json", "hard.json"):
+        with pytest.raises(D2CityscapesError, match=r"is read here too \(as .*in\.json\)"):
+            check_outputs([tmp_path / "out.json", tmp_path / output], [tmp_path / "none", path])
+    check_outputs([tmp_path / "out.json"], [path])
+    assert path.read_text() == "{}"
+
+
+def test_no_two_outputs_are_one_file(tmp_path):
+    (tmp_path / "x").touch()
+    (tmp_path / "y").symlink_to(tmp_path / "x")
+    for names in (("a.png", "a.png"), ("a.md", "./a.md"), ("A.MD", "A.md"), ("x", "y")):
+        with pytest.raises(D2CityscapesError, match="the same file"):
+            check_outputs([tmp_path / name for name in names])
+    check_outputs([tmp_path / "a.json", tmp_path / "a.md"])
+
+
+def test_outputs_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for output, word in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "out.json", "cannot be written to"),
+        ("/proc/none/out.json", "cannot be written to"),
+    ):
+        with pytest.raises(D2CityscapesError, match=word):
+            check_outputs([output])
+    check_outputs([tmp_path / "new" / "out.json"])
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

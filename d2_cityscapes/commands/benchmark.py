@@ -30,7 +30,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter
+from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter, not_negative, positive
 
 if TYPE_CHECKING:
     from d2_cityscapes.benchmark.comparison import Comparison
@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None) -> list[argparse.Namespace]:
         mode.add_argument("--cityscapes", type=Path, help="root of a PNG tree; omit for synthetic")
         mode.add_argument("--split", default=split, choices=["train", "val"], help="of the tree")
         mode.add_argument(
-            "--images", type=int, default=images, help="synthetic scenes, 1024 x 2048, to make"
+            "--images", type=positive, default=images, help="synthetic scenes, 1024 x 2048, to make"
         )
         mode.add_argument(
             "--work-dir", type=Path, default=Path("benchmark_data"), help="for scenes and shards"
@@ -74,8 +74,12 @@ def parse_args(argv: Sequence[str] | None) -> list[argparse.Namespace]:
         choices=["png-polygons", "png-rle", "json-polygons"],
         help="how Detectron2 reads the tree; polygons need OpenCV, JSON needs shapely",
     )
-    data.add_argument("--workers", type=int, default=2, help="loader processes, both sides")
-    data.add_argument("--batches", type=int, default=24, help="batches of 4 for the throughput")
+    data.add_argument(
+        "--workers", type=not_negative, default=2, help="loader processes, both sides"
+    )
+    data.add_argument(
+        "--batches", type=positive, default=24, help="batches of 4 for the throughput"
+    )
     arguments = sys.argv[1:] if argv is None else list(argv)
     names = list(takewhile(modes.choices.__contains__, arguments))
     options = arguments[len(names) :]
@@ -88,11 +92,17 @@ def parse_args(argv: Sequence[str] | None) -> list[argparse.Namespace]:
 
 
 def add_training(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--height", type=int, help="px of the input; 512 on the CPU, 1024 on a GPU")
-    train.add_argument("--width", type=int, help="px of the input; 1024 on the CPU, 2048 on a GPU")
-    train.add_argument("--batch", type=int, help="images in a step; 2 on the CPU, 4 on a GPU")
-    train.add_argument("--workers", type=int, help="of each side; 0 on the CPU, 8 on a GPU")
-    train.add_argument("--steps", type=int, help="timed in a turn; 3 on the CPU, 20 on a GPU")
+    train.add_argument(
+        "--height", type=positive, help="px of the input; 512 on the CPU, 1024 on a GPU"
+    )
+    train.add_argument(
+        "--width", type=positive, help="px of the input; 1024 on the CPU, 2048 on a GPU"
+    )
+    train.add_argument("--batch", type=positive, help="images in a step; 2 on the CPU, 4 on a GPU")
+    train.add_argument(
+        "--workers", type=not_negative, help="of each side; 0 on the CPU, 8 on a GPU"
+    )
+    train.add_argument("--steps", type=positive, help="timed in a turn; 3 on the CPU, 20 on a GPU")
     train.add_argument(
         "--amp",
         default="bfloat16",
@@ -113,7 +123,7 @@ def add_training(train: argparse.ArgumentParser) -> None:
 
 
 def add_common(mode: argparse.ArgumentParser, rounds: int) -> None:
-    mode.add_argument("--rounds", type=int, default=rounds, help="runs of each side, in turn")
+    mode.add_argument("--rounds", type=positive, default=rounds, help="runs of each side, in turn")
     mode.add_argument("--output", type=Path, help="results; default benchmark_MODE.json")
 
 
@@ -123,14 +133,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.dependencies import require_detectron2
 
     require_detectron2()
+    from d2_cityscapes.files import check_outputs
+
+    for args in modes:
+        args.output = args.output or Path(f"benchmark_{args.mode}.json")
+        read = [args.weights] if getattr(args, "weights", "") else []
+        check_outputs([args.output, args.output.with_suffix(".md")], read)
     for args in modes:
         measure_mode(args)
 
 
 def measure_mode(args: argparse.Namespace) -> None:
     from d2_cityscapes.benchmark.comparison import as_markdown, write_comparisons
-
-    output = args.output or Path(f"benchmark_{args.mode}.json")
 
     def report(found: Sequence[Comparison]) -> None:
         print(as_markdown(found), flush=True)
@@ -144,12 +158,12 @@ def measure_mode(args: argparse.Namespace) -> None:
     }[args.mode]
     settings, comparisons = measure(args, report)
     write_comparisons(
-        output,
+        args.output,
         comparisons,
         command=shlex.join(sys.argv),
         settings={name: str(value) for name, value in asdict(settings).items()},
     )
-    print(f"wrote {output} and {output.with_suffix('.md')}")
+    print(f"wrote {args.output} and {args.output.with_suffix('.md')}")
 
 
 def scenes(args: argparse.Namespace) -> Path:

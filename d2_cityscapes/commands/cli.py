@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["CHECKOUT", "HelpFormatter"]
+__all__ = ["CHECKOUT", "HelpFormatter", "not_negative", "positive"]
 
 # Root of the checkout, with configs/ and tools/.
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -13,3 +13,23 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help that shows default values and keeps the line breaks of the description."""
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as a type for argparse, which refuses any other."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0 on, likewise."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+    return number

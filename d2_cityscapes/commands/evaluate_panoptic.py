@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     prediction = find_panoptic_files(
         args.prediction, truth=False, categories=truth.categories, table=table
     )
+    for files in (truth, prediction):
+        files.check_output(args.output)
     quality = score_files(
         truth,
         prediction,
@@ -94,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         images=len(truth.maps),
         per_class=("PQ", "SQ", "RQ", "PQ_dagger"),
     )
-    write_results(args.output, rows, seconds=time.perf_counter() - started)
     print(f"{len(truth.maps)} images of {truth.path}, predictions of {prediction.path}")
     if missing := missing_predictions(truth, prediction):
         print(f"{len(missing)} of them without prediction: all their segments are missed")
-    print(f"\n{format_panoptic(quality)}\n\nwrote {args.output}")
+    print(f"\n{format_panoptic(quality)}\n", flush=True)  # seen, whatever becomes of the file
+    write_results(args.output, rows, seconds=time.perf_counter() - started)
+    print(f"wrote {args.output}")

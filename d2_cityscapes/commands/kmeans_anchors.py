@@ -42,17 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.dependencies import require_detectron2
 
     require_detectron2()
-    from d2_cityscapes.engine.checks.values import check_values
+    from d2_cityscapes.engine.checks.config import check_model_config
     from d2_cityscapes.engine.setup import load_config
-    from d2_cityscapes.files import check_file
+    from d2_cityscapes.files import check_outputs
     from d2_cityscapes.modeling.anchors.generator import fit_anchors
-    from d2_cityscapes.modeling.classes import check_classes
 
     cfg = load_config(args.config_file, args.opts)
-    check_values(cfg)
-    check_classes(cfg)
-    for output in (args.output, args.output.with_suffix(".png")):
-        check_file(output)
+    check_model_config(cfg, train=True)
+    check_outputs([args.output, args.output.with_suffix(".png")], [args.config_file])
     found = fit_anchors(cfg, args.output)
     print(f"{found.num_boxes} boxes of {', '.join(found.datasets)}, resized by {found.resize}")
     print("sizes [px]     ", *(f"{size:.1f}" for size in found.anchors.sizes))

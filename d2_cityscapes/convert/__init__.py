@@ -11,6 +11,7 @@ from d2_cityscapes.convert.coco import coco_to_cityscapes
 from d2_cityscapes.convert.files import ConversionError
 from d2_cityscapes.convert.seamseg import seamseg_to_detectron2
 from d2_cityscapes.convert.torchvision_resnet import torchvision_to_detectron2
+from d2_cityscapes.files import check_outputs
 
 __all__ = [
     "CONVERSIONS",
@@ -45,13 +46,14 @@ def convert_file(
         Lines that say what was converted, what was left behind, and what to know about it.
 
     Raises:
-        ConversionError: an input that cannot be converted, or an output that cannot be written.
+        D2CityscapesError: an input that cannot be converted, or an output that cannot be written or
+            is the input.
     """
     if kind not in CONVERSIONS:
         raise ConversionError(f"no conversion {kind!r}; there are {', '.join(CONVERSIONS)}")
     input, output = Path(input), Path(output)
-    if input.resolve() == output.resolve():
-        raise ConversionError(f"{output}: is the input too; give the output another name")
+    if kind != "to-detectron2":  # which writes a folder, and looks at it itself
+        check_outputs([output], [input])
     module, name = CONVERSIONS[kind]
     convert: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return convert(input, output, **options)

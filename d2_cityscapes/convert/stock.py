@@ -33,7 +33,7 @@ from d2_cityscapes.convert.files import (
     write_weights,
 )
 from d2_cityscapes.engine.setup import load_config
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import check_outputs, write_atomically
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.record import class_differences
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
@@ -176,10 +176,7 @@ def _check_paths(inputs: tuple[Path, Path], outputs: tuple[Path, Path]) -> None:
         raise ConversionError(f"{source}: no such file; name the config in --config-file")
     if folder.exists() and not folder.is_dir():
         raise ConversionError(f"{folder}: is a file; the output is a folder of two files")
-    read = {path.resolve() for path in inputs}
-    taken = [path for path in outputs if path.resolve() in read]
-    if taken:
-        raise ConversionError(f"{taken[0]}: would be overwritten; take another folder")
+    check_outputs(outputs, inputs)
 
 
 def _component_names(cfg: CfgNode) -> dict[str, str]:

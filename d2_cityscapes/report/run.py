@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.results import ResultRow, percent_text, read_results
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import check_outputs, write_atomically
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.report.curves import loss_curves_png
 from d2_cityscapes.report.page import (
@@ -28,6 +28,7 @@ from d2_cityscapes.run_folder import CONFIG, METRICS, PICTURES, RESULTS
 __all__ = ["Run", "find_runs", "write_report"]
 
 _MARKS = (METRICS, RESULTS, PICTURES, CONFIG)
+_PAGES = (".html", ".htm")
 _PICTURES = 12  # at most, of each dataset
 _PICTURE_WIDTH = 2048
 _HEADLINES = ("AP", "AP50", "mIoU", "PQ", "PQ_dagger")
@@ -98,9 +99,14 @@ def write_report(
 
     Returns:
         The file written.
+
+    Raises:
+        D2CityscapesError: no run; one of its files cannot be read, or would be overwritten.
     """
     folder = Path(folder)
     runs = find_runs(folder)
+    output = folder / "report.html" if output is None else Path(output)
+    check_outputs([output], _all_but_pages(folder))
     results = {run.name: run.results() for run in runs}
     final = Run("final", folder)
     if runs[0].folder != folder and final.results()[0]:
@@ -119,9 +125,13 @@ def write_report(
         _curves(runs),
         _provenance(about),
     ]
-    output = folder / "report.html" if output is None else Path(output)
     write_atomically(output, [page_html(title, parts, style=_STYLE).encode()])
     return output
+
+
+def _all_but_pages(folder: Path) -> Iterator[Path]:
+    """What trainings left in a folder: their files, and nothing that a report could have been."""
+    return (p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() not in _PAGES)
 
 
 def _is_run(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.results import read_results
+from d2_cityscapes.labels import CITYSCAPES
 
 TOOL = "tools/evaluate_panoptic.py"
 
@@ -113,6 +116,89 @@ def test_mistakes_are_one_line(call, cityscapes_tree, predictions, tmp_path):
         assert word in errors[0]
         assert "Traceback" not in err
     assert not output.exists()
+
+
+@pytest.fixture
+def coco(predictions, tmp_path):
+    """The predictions in COCO panoptic form: the JSON, beside the folder of its PNGs."""
+    folder, annotations = tmp_path / "coco", []
+    folder.mkdir()
+    for path in sorted(predictions.iterdir()):
+        ids = np.asarray(Image.open(path)).astype(np.int32)
+        ids[(ids > 0) & (CITYSCAPES.train_id_of[ids] == 255)] = 0
+        colors = np.stack([ids % 256, ids // 256, 0 * ids], axis=-1).astype(np.uint8)
+        Image.fromarray(colors).save(folder / path.name)
+        segments = [
+            {"id": int(i), "category_id": int(i if i < 1000 else i // 1000)}
+            for i in np.unique(ids)
+            if i > 0
+        ]
+        annotations.append(
+            {"image_id": path.stem, "file_name": path.name, "segments_info": segments}
+        )
+    json_path = tmp_path / "coco.json"
+    json_path.write_text(json.dumps({"annotations": annotations}))
+    return json_path
+
+
+def test_no_input_is_overwritten(call, cityscapes_tree, datasets_root, predictions, coco, tmp_path):
+    """Nor does the output become one of the inputs of the next who scores them."""
+    truth = cityscapes_tree / "gtFine" / "val"
+    shards = tmp_path / "shards"
+    shutil.copytree(datasets_root / "cityscapes_shards", shards)
+    (tmp_path / "link.json").symlink_to(coco)
+    (tmp_path / "hard.json").hardlink_to(coco)
+    picture = next(predictions.iterdir())
+    for arguments, output in (
+        ((truth, coco), coco),
+        ((truth, coco), tmp_path / "link.json"),
+        ((truth, coco), tmp_path / "hard.json"),
+        ((truth, coco), next((tmp_path / "coco").iterdir())),
+        ((truth, predictions), picture),
+        ((truth, predictions), predictions / "results.png"),
+        ((truth, predictions), predictions / "index.json"),
+        ((shards, predictions), shards / "index.json"),
+        ((shards, predictions), next(shards.glob("val_*"))),
+    ):
+        before = _content(tmp_path)
+        options = ["--truth", arguments[0], "--prediction", arguments[1], "--output", output]
+        options += ["--split", "val"] if arguments[0] == shards else []
+        code, out, err = call(*options)
+        assert (code, out) == (1, ""), output
+        (line,) = err.splitlines()
+        assert line.startswith("error: ") and str(output) in line
+        assert _content(tmp_path) == before
+    output = predictions / "results.json"  # beside maps it is nobody's input
+    for _ in range(2):
+        assert call("--truth", truth, "--prediction", predictions, "--output", output)[0] == 0
+
+
+def test_the_output_is_looked_at_first(call, cityscapes_tree, predictions, tmp_path):
+    (tmp_path / "file").touch()
+    truth = cityscapes_tree / "gtFine" / "val"
+    for output in (tmp_path, tmp_path / "file" / "results.json", "/proc/none/results.json"):
+        code, out, err = call("--truth", truth, "--prediction", predictions, "--output", output)
+        assert (code, out) == (1, "")
+        (line,) = err.splitlines()  # no progress bar: nothing was scored
+        assert line.startswith("error: ")
+
+
+def test_scores_are_shown_where_the_disk_refuses_them(
+    call, cityscapes_tree, predictions, tmp_path, monkeypatch
+):
+    def refuse(path, *_, **__):
+        raise D2CityscapesError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("d2_cityscapes.evaluation.results.write_results", refuse)
+    truth, output = cityscapes_tree / "gtFine" / "val", tmp_path / "results.json"
+    code, out, err = call("--truth", truth, "--prediction", predictions, "--output", output)
+    assert code == 1
+    assert "road" in out and "wrote" not in out
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def _content(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_in_a_process_of_its_own_without_detectron2(

@@ -125,8 +125,11 @@ def test_unknown_conversion(tmp_path):
 def test_the_input_is_never_overwritten(tmp_path):
     path = tmp_path / "a.pth"
     torch.save(WEIGHTS, path)
-    with pytest.raises(ConversionError, match="is the input too"):
-        convert_file("coco-to-cityscapes", path, tmp_path / "." / "a.pth")
+    (tmp_path / "link.pth").symlink_to(path)
+    (tmp_path / "hard.pth").hardlink_to(path)
+    for output in (tmp_path / "." / "a.pth", tmp_path / "link.pth", tmp_path / "hard.pth"):
+        with pytest.raises(D2CityscapesError, match="is read here too"):
+            convert_file("coco-to-cityscapes", path, output)
     assert same(read_weights(path), WEIGHTS)
 
 

@@ -247,7 +247,7 @@ def test_a_config_with_other_anchors_is_refused(runs, tmp_path):
 
 def test_paths_that_cannot_be(runs, tmp_path):
     source = runs["semantic"]
-    with pytest.raises(ConversionError, match="would be overwritten; take another folder"):
+    with pytest.raises(D2CityscapesError, match="would be overwritten"):
         convert_file("to-detectron2", source, source.parent)
     (tmp_path / "file").touch()
     with pytest.raises(ConversionError, match="is a file; the output is a folder"):

@@ -119,3 +119,21 @@ def test_command(
     assert call(str(tmp_path)) == 1
     assert re.fullmatch(r"error: .* neither the output of .*\n", capsys.readouterr().err)
     assert call() == 2
+
+
+def test_no_file_of_a_run_is_overwritten(stages: Path) -> None:
+    (stages / "stage0" / "model_final.pth").touch()
+    before = {p: p.read_bytes() for p in stages.rglob("*") if p.is_file()}
+    for name in (
+        "anchors.json",
+        "stage1/results.json",
+        "stage1/metrics.json",
+        "stage1/config.yaml",
+        "stage0/model_final.pth",
+        "stage2/pictures/val_report/town_<1>.png",
+    ):
+        with pytest.raises(D2CityscapesError, match="would be overwritten"):
+            write_report(stages, stages / name)
+    assert {p: p.read_bytes() for p in stages.rglob("*") if p.is_file()} == before
+    for _ in range(2):
+        write_report(stages, stages / "stage1" / "page.html")

@@ -18,6 +18,7 @@ from d2_cityscapes.evaluation.panoptic.map_files import (
     PanopticFileError,
     ShardRow,
 )
+from d2_cityscapes.files import check_outputs
 from d2_cityscapes.labels import CITYSCAPES, LabelClass, LabelTable
 from d2_cityscapes.sources.coco_panoptic import read_coco_panoptic
 from d2_cityscapes.sources.names import IDS_SUFFIX, SPLITS, image_name
@@ -25,6 +26,7 @@ from d2_cityscapes.sources.names import IDS_SUFFIX, SPLITS, image_name
 __all__ = ["PanopticFiles", "find_panoptic_files"]
 
 _LEVEL3_SUFFIX = "level3Ids.png"  # written by the tools of the Indian Driving Dataset
+_INDEX = "index.json"  # of shards
 _SPLITS = (*SPLITS, "test")
 _EXPECTED = (
     f"PNGs of instance ids (*{IDS_SUFFIX} or other *.png, flat or in folders), COCO panoptic "
@@ -46,6 +48,23 @@ class PanopticFiles:
     path: Path
     maps: dict[str, IdMapFile]
     categories: Mapping[int, LabelClass] | None = None
+
+    def check_output(self, output: Path) -> None:
+        """Refuse an output that is read from here, or would be by the next who looks here.
+
+        Raises:
+            D2CityscapesError: it is one of the files, cannot be written, or has the name of one.
+        """
+        read = {id_map.path for id_map in self.maps.values()}
+        folder = self.path if self.path.is_dir() else self.path.with_suffix("")
+        check_outputs([output], [self.path, folder / _INDEX, *read])
+        place = output.resolve()
+        below = place.is_relative_to(folder.resolve()) or place.parent == self.path.parent.resolve()
+        if below and (place.suffix.lower() == ".png" or place.name == _INDEX):
+            raise PanopticFileError(
+                f"{output}: would be read as a part of {self.path} next time; give the output "
+                "another name, such as results.json"
+            )
 
 
 def find_panoptic_files(
@@ -76,7 +95,7 @@ def find_panoptic_files(
     pngs = [path / name for name in sorted(glob.glob("**/*.png", root_dir=path, recursive=True))]
     id_pngs = [p for p in pngs if p.name.endswith(IDS_SUFFIX)]
     jsons = _find_jsons(path)
-    index = path / "index.json"
+    index = path / _INDEX
     level3 = [p for p in pngs if p.name.endswith(_LEVEL3_SUFFIX)]
     forms = [f"COCO panoptic {json_path}" for json_path in jsons]
     forms += [f"shards {index}"] * index.is_file()

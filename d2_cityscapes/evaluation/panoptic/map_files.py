@@ -30,8 +30,12 @@ class IdMapFile(Protocol):
     """One map on disk; picklable, so that worker processes can read it."""
 
     @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
     def where(self) -> str:
-        """The file, for messages."""
+        """The file and place in it, for messages."""
 
     def read(self) -> np.ndarray:
         """(H, W) integer instance ids."""
