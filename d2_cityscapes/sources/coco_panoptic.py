@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import file_below
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 from d2_cityscapes.png import RGB, read_png
 from d2_cityscapes.sources.errors import SourceError
@@ -24,6 +26,8 @@ from d2_cityscapes.sources.errors import SourceError
 __all__ = ["CocoPng", "read_coco_panoptic"]
 
 _PLACES = np.array([1, 256, 256 * 256])
+_MOST_SEGMENTS = 256**3  # ids that a colour can say
+_MOST_BYTES = 1 << 30  # of a JSON; the largest known, of COCO's train, has a third of it
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def read_coco_panoptic(
             raise SourceError(f"{json_path}: no folder {folder.name}/ with its PNGs beside it")
         folder = json_path.parent
     try:
+        if json_path.stat().st_size > _MOST_BYTES:
+            raise SourceError(f"larger than {_MOST_BYTES >> 20} MiB; split it")
         document = json.loads(json_path.read_text())
         if "categories" in document:
             categories = _read_categories(document["categories"], table)
@@ -113,21 +119,24 @@ def read_coco_panoptic(
             categories = {c.label_id: c for c in table.classes}
         maps: dict[str, CocoPng] = {}
         for annotation in document["annotations"]:
-            image_id = str(annotation["image_id"])
+            image_id = annotation["image_id"]
+            if not isinstance(image_id, str):
+                image_id = str(_whole(annotation, "image_id"))
             if image_id in maps:
                 raise SourceError(f"image {image_id} is listed twice")
             try:
                 encoded = _encode(annotation["segments_info"], categories, groups, merge)
             except SourceError as error:
                 raise SourceError(f"image {image_id}: {error}") from error
-            maps[image_id] = CocoPng(
-                folder / annotation["file_name"], tuple(encoded), tuple(encoded.values())
-            )
-    except SourceError as error:
+            path = file_below(folder, annotation["file_name"])
+            maps[image_id] = CocoPng(path, tuple(encoded), tuple(encoded.values()))
+    except D2CityscapesError as error:
         raise SourceError(f"{json_path}: {error}") from error
     except OSError as error:
         raise SourceError(f"{json_path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except MemoryError as error:
+        raise SourceError(f"{json_path}: too large for the memory of this machine") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{json_path}: not COCO panoptic ({error!r})") from error
     return maps, dict(categories)
 
@@ -135,6 +144,9 @@ def read_coco_panoptic(
 def _read_categories(entries: list[dict[str, Any]], table: LabelTable) -> dict[int, LabelClass]:
     """Category id -> class. Categories of other names may be listed as long as none is used."""
     classes = {c.name: c for c in table.classes}
+    numbers = Counter(_whole(entry, "id") for entry in entries)
+    if twice := [number for number, times in numbers.items() if times > 1]:
+        raise SourceError(f"category {twice[0]} is listed twice")
     found = {entry["id"]: classes[entry["name"]] for entry in entries if entry["name"] in classes}
     for entry in entries:
         c = found.get(entry["id"])
@@ -153,11 +165,13 @@ def _encode(
     """Segment id -> instance id, in ascending order of segment id, from 0 -> 0 for void on."""
     encoded = {0: 0}
     numbers: Counter[str] = Counter()
-    for segment in sorted(segments_info, key=lambda segment: segment["id"]):
+    for segment in sorted(segments_info, key=lambda segment: _whole(segment, "id")):
+        if not 0 <= segment["id"] < _MOST_SEGMENTS:
+            raise SourceError(f"segment {segment['id']} cannot be the colour of a pixel")
         if segment["id"] in encoded:
             what = "is void" if segment["id"] == 0 else "is listed twice"
             raise SourceError(f"segment {segment['id']} {what}")
-        c = categories.get(segment["category_id"])
+        c = categories.get(_whole(segment, "category_id"))
         if c is None:
             raise SourceError(
                 f"segment {segment['id']} has the unknown category {segment['category_id']}"
@@ -175,3 +189,10 @@ def _encode(
         first = c.label_id * INSTANCE_DIVISOR if limit > 1 else c.label_id
         encoded[segment["id"]] = first + number
     return encoded
+
+
+def _whole(entry: Mapping[str, Any], key: str) -> int:
+    value = entry[key]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SourceError(f"{key} {value!r} is no whole number")
+    return value

@@ -117,6 +117,14 @@ def test_a_thousand_instances_of_a_class_and_no_more(tmp_path: Path) -> None:
         (info((3, 1)), "segment 3 has the unknown category 1"),
         ([{"id": 3}], "not COCO panoptic .*category_id"),
         ([3], "not COCO panoptic"),
+        (info((3.0, 7)), "image a: id 3.0 is no whole number"),
+        (info(("3", 7)), "image a: id '3' is no whole number"),
+        (info((True, 7)), "image a: id True is no whole number"),
+        (info((-3, 7)), "image a: segment -3 cannot be the colour of a pixel"),
+        (info((256**3, 7)), "image a: segment 16777216 cannot be the colour of a pixel"),
+        (info((3, "car")), "image a: category_id 'car' is no whole number"),
+        (info((3, [7])), r"image a: category_id \[7\] is no whole number"),
+        ({"a": 1}, "not COCO panoptic"),
     ],
 )
 def test_refused_json(tmp_path: Path, segments: list, message: str) -> None:
@@ -127,7 +135,68 @@ def test_refused_json(tmp_path: Path, segments: list, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"annotations": 3}', '{"annotations": [{}]}'])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "ABSOLUTE", "..", "b/../../secret.png", "..\\secret.png", "", 3, None]
+)
+def test_no_png_lies_outside_of_the_folder(tmp_path: Path, name: Any) -> None:
+    json_path = write(tmp_path, ROAD_AND_CARS)
+    (tmp_path / "val" / "a.png").rename(tmp_path / "secret.png")
+    name = str(tmp_path / "secret.png") if name == "ABSOLUTE" else name
+    annotation = {"image_id": "a", "file_name": name, "segments_info": ROAD_AND_CARS}
+    json_path.write_text(json.dumps({"annotations": [annotation]}))
+    with pytest.raises(SourceError, match="is not the name of a file in this folder"):
+        read_coco_panoptic(json_path, groups=True)
+
+
+def test_pngs_may_lie_in_folders_below(tmp_path: Path) -> None:
+    json_path = write(tmp_path, ROAD_AND_CARS)
+    (tmp_path / "val" / "town").mkdir()
+    (tmp_path / "val" / "a.png").rename(tmp_path / "val" / "town" / "a.png")
+    annotation = {"image_id": 17, "file_name": "town/a.png", "segments_info": ROAD_AND_CARS}
+    json_path.write_text(json.dumps({"annotations": [annotation]}))
+    maps, _ = read_coco_panoptic(json_path, groups=True)
+    assert maps["17"].read().any()
+
+
+@pytest.mark.parametrize("image_id", [None, 1.5, ["a"], True])
+def test_images_have_names_or_numbers(tmp_path: Path, image_id: Any) -> None:
+    json_path = write(tmp_path, ROAD_AND_CARS)
+    annotation = {"image_id": image_id, "file_name": "a.png", "segments_info": []}
+    json_path.write_text(json.dumps({"annotations": [annotation]}))
+    with pytest.raises(SourceError, match=r"image_id .* is no whole number"):
+        read_coco_panoptic(json_path, groups=True)
+
+
+def test_categories_are_listed_once(tmp_path: Path) -> None:
+    categories = [{"id": 26, "name": "car"}, {"id": 26, "name": "person"}]
+    with pytest.raises(SourceError, match="category 26 is listed twice"):
+        read_coco_panoptic(write(tmp_path, [], categories=categories), groups=True)
+
+
+def test_json_too_large_to_be_one(tmp_path: Path) -> None:
+    json_path = write(tmp_path, ROAD_AND_CARS)
+    with open(json_path, "r+b") as file:
+        file.truncate((1 << 30) + 1)  # sparse: it takes no place
+    with pytest.raises(SourceError, match="larger than 1024 MiB"):
+        read_coco_panoptic(json_path, groups=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"annotations": 3}',
+        '{"annotations": [{}]}',
+        '{"annotations": [3]}',
+        '{"categories": 3, "annotations": []}',
+        '{"categories": [3], "annotations": []}',
+        "[" * 100_000,
+        '{"annotations": ' * 100_000,
+        '{"annotations": [{"image_id": ' + "1" * 5000 + "}]}",
+    ],
+)
 def test_json_of_something_else(tmp_path: Path, text: str) -> None:
     json_path = write(tmp_path, [])
     json_path.write_text(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -92,11 +93,12 @@ def find_panoptic_files(
         raise PanopticFileError(f"{path}: no such file or folder; expected {_EXPECTED}")
     if path.is_file() and path.suffix != ".json":
         raise PanopticFileError(f"{path}: a file; give its folder, or a COCO panoptic JSON")
-    pngs = [path / name for name in sorted(glob.glob("**/*.png", root_dir=path, recursive=True))]
-    id_pngs = [p for p in pngs if p.name.endswith(IDS_SUFFIX)]
+    names = glob.glob("**/*.[pP][nN][gG]", root_dir=path, recursive=True)  # none with a dot first
+    pngs = [path / name for name in sorted(names)]
+    id_pngs = _ending(pngs, IDS_SUFFIX)
     jsons = _find_jsons(path)
     index = path / _INDEX
-    level3 = [p for p in pngs if p.name.endswith(_LEVEL3_SUFFIX)]
+    level3 = _ending(pngs, _LEVEL3_SUFFIX)
     forms = [f"COCO panoptic {json_path}" for json_path in jsons]
     forms += [f"shards {index}"] * index.is_file()
     forms += [f"{len(id_pngs)} *{IDS_SUFFIX}"] * bool(id_pngs)
@@ -130,6 +132,11 @@ def find_panoptic_files(
     return PanopticFiles(path, maps, found)
 
 
+def _ending(paths: Iterable[Path], suffix: str) -> list[Path]:
+    """Those whose names end so, in upper case too."""
+    return [path for path in paths if path.name.lower().endswith(suffix.lower())]
+
+
 def _find_jsons(path: Path) -> list[Path]:
     """The JSONs that make a folder COCO panoptic: beside it, or in it beside their own folder or
     their PNGs."""
@@ -140,7 +147,20 @@ def _find_jsons(path: Path) -> list[Path]:
     inside = (p for p in sorted(path.glob("*.json")) if pngs or p.with_suffix("").is_dir())
     candidates = [beside, *inside]
     # others may be there, as the results of a folder of predictions in a JSON beside it
-    return [p for p in candidates if p.is_file() and b'"segments_info"' in p.read_bytes()]
+    return [p for p in candidates if p.is_file() and _lists_segments(p)]
+
+
+def _lists_segments(path: Path) -> bool:
+    try:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return content.find(b'"segments_info"') >= 0
+    except ValueError:  # empty
+        return False
+    except OSError as error:
+        raise PanopticFileError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _shard_splits(folder: Path, table: LabelTable) -> _Splits:

@@ -54,6 +54,16 @@ def test_pngs_flat_or_in_city_folders(tmp_path: Path, layout: str) -> None:
     np.testing.assert_array_equal(files.maps[A].read(), IDS)
 
 
+def test_what_file_systems_leave_behind(tmp_path: Path) -> None:
+    """Upper-case endings are read; macOS's "._" files, which are no pictures, passed over."""
+    write(tmp_path / f"{A}_INSTANCEIDS.PNG")
+    write(tmp_path / f"{B}_instanceIds.png")
+    (tmp_path / f"._{A}_instanceIds.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / ".trash").mkdir()
+    write(tmp_path / ".trash" / f"{A}_instanceIds.png")
+    assert len(found(tmp_path)) == 2
+
+
 def test_official_tree_and_its_splits(cityscapes_tree: Path) -> None:
     """Colour images and label ids lie beside the instance ids there."""
     with pytest.raises(PanopticFileError, match=r"has splits train, val; choose with --split"):
