@@ -24,9 +24,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "check_file",
+    "check_folder",
     "check_outputs",
+    "expanded",
     "file_below",
     "file_sha256",
+    "is_plain_name",
     "lock_folder",
     "open_atomically",
     "remove_temporaries",

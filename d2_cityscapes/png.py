@@ -31,12 +31,13 @@ except ImportError:
 
 __all__ = [
     "IDS",
+    "MOST_PIXELS",
     "RGB",
     "PngError",
     "PngHeader",
     "PngKind",
-    "check_end",
     "check_png",
+    "check_size",
     "figure_png",
     "picture_errors",
     "read_header",
@@ -46,7 +47,8 @@ __all__ = [
 
 _START = struct.Struct(">8s4x4sIIBB")  # signature, length and name of the first chunk, W, H, kind
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_END = b"IEND\xae\x42\x60\x82"
+_END_CHECKSUM = b"\xae\x42\x60\x82"  # of the empty chunk IEND, which ends every PNG
+MOST_PIXELS = 178_956_970  # Pillow's limit; a header may say anything
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 
 
@@ -75,20 +77,44 @@ class PngKind:
     Attributes:
         name: for messages.
         accepted: its colours and depths, see `PngHeader`.
+        remedy: what to do with others, for messages.
     """
 
     name: str
     accepted: tuple[tuple[str, int], ...]
+    remedy: str = ""
 
 
-RGB = PngKind("RGB with 8 bits", (("RGB", 8),))
+RGB = PngKind("RGB with 8 bits", (("RGB", 8),), "; convert it to RGB with 8 bits a channel")
 IDS = PngKind("one channel of instance ids", (("grey", 8), ("grey", 16)))
 
 
 def read_header(path: Path) -> PngHeader:
-    """Size and kind of a PNG, without decoding it; `PngError` where it is missing or no PNG."""
+    """Size and kind of a PNG, without decoding it.
+
+    Raises:
+        PngError: missing, no PNG, or of an impossible size.
+    """
     with picture_errors(path), open(path, "rb") as file:
-        return _parse_header(file.read(_START.size))
+        header = _parse_header(file.read(_START.size))
+    check_size(path, header.size)
+    return header
+
+
+def check_size(
+    path: Path, size: tuple[int, int], *, error_type: type[D2CityscapesError] = PngError
+) -> None:
+    """Refuse (H, W) of a header before memory is taken for it: empty, or beyond 179 megapixels.
+
+    Raises:
+        D2CityscapesError: of `error_type`.
+    """
+    height, width = size
+    if height < 1 or width < 1 or height * width > MOST_PIXELS:
+        raise error_type(
+            f"{path}: says that it is {height} x {width} (H x W) pixels; pictures have from 1 to "
+            f"{MOST_PIXELS}; download or write it again"
+        )
 
 
 def check_png(path: Path, kind: PngKind) -> None:
@@ -101,15 +127,20 @@ def check_png(path: Path, kind: PngKind) -> None:
     with picture_errors(path):
         with Image.open(path, formats=["PNG"]) as image:
             image.verify()
-        check_end(path, _END)  # Pillow stops in front of the last checksum
+        _check_end(path)  # Pillow stops in front of the last checksum
 
 
-def check_end(path: Path, end: bytes) -> None:
-    """OSError where the bytes that end a picture file are not in its last 4 kB."""
+def _check_end(path: Path) -> None:
+    """OSError where a PNG does not reach its end chunk; what lies behind that is passed over."""
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        if end not in file.read():
-            raise OSError("truncated")
+        file.seek(len(_SIGNATURE))
+        while len(start := file.read(8)) == 8:
+            if start[4:] == b"IEND":
+                if file.read(4) == _END_CHECKSUM:
+                    return
+                break
+            file.seek(int.from_bytes(start[:4], "big") + 4, 1)
+    raise OSError("truncated")
 
 
 def read_png(path: Path, kind: PngKind) -> np.ndarray:
@@ -122,6 +153,7 @@ def read_png(path: Path, kind: PngKind) -> np.ndarray:
     with picture_errors(path):
         data = path.read_bytes()
         header = _parse_header(data)
+    check_size(path, header.size)
     _check_kind(path, header, kind)
     array = _decode_with_wuffs(data, header)
     if array is not None:
@@ -184,7 +216,9 @@ def _parse_header(data: bytes) -> PngHeader:
 
 def _check_kind(path: Path, header: PngHeader, kind: PngKind) -> None:
     if (header.colour, header.depth) not in kind.accepted:
-        raise PngError(f"{path}: {header.colour} with {header.depth} bits, expected {kind.name}")
+        raise PngError(
+            f"{path}: {header.colour} with {header.depth} bits, expected {kind.name}{kind.remedy}"
+        )
 
 
 @contextlib.contextmanager
@@ -196,6 +230,8 @@ def picture_errors(
         yield
     except FileNotFoundError as error:
         raise error_type(f"{path}: missing") from error
+    except MemoryError as error:
+        raise error_type(f"{path}: too large for the memory of this machine") from error
     except UnidentifiedImageError as error:
         raise error_type(f"{path}: not a readable {kind}; download or write it again") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

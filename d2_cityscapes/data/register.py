@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -13,11 +15,13 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
 from d2_cityscapes.shards.file import PREPARE, ShardError
 from d2_cityscapes.shards.reader import ShardReader
-from d2_cityscapes.sources.names import SPLITS, image_name
+from d2_cityscapes.sources.names import SPLITS, TEST_SPLIT, image_name
 
 __all__ = [
     "BUILTIN_DATASETS",
     "OTHER_DATASETS",
+    "TEST_DATASET",
+    "has_truth",
     "label_table_of",
     "load_shards",
     "register_cityscapes_shards",
@@ -25,18 +29,20 @@ __all__ = [
 
 # Partitions that have a name of their own, whether or not a folder has as many.
 NAMED_PARTITIONS = 16
-# Name -> split and partitions (None: all). The roles keep the tuning half of val apart from the
-# half that final scores are reported on.
-BUILTIN_DATASETS: dict[str, tuple[str, tuple[int, ...] | None]] = {
-    **{f"cityscapes_shards_{split}": (split, None) for split in SPLITS},
-    "cityscapes_shards_val_select": ("val", (1, 2)),
-    "cityscapes_shards_val_report": ("val", (3, 4)),
+# Name -> arguments of `register_cityscapes_shards`. The roles keep the half of val for tuning apart
+# from the one that final scores are reported on.
+BUILTIN_DATASETS: dict[str, dict[str, Any]] = {
+    **{f"cityscapes_shards_{split}": {"split": split} for split in SPLITS},
+    "cityscapes_shards_val_select": {"split": "val", "half": 1},
+    "cityscapes_shards_val_report": {"split": "val", "half": 2},
     **{
-        f"cityscapes_shards_{split}_{k}": (split, (k,))
+        f"cityscapes_shards_{split}_{k}": {"split": split, "partitions": (k,)}
         for split in SPLITS
         for k in range(1, NAMED_PARTITIONS + 1)
     },
 }
+# The images of the test server, whose labels nobody has: to write submissions for.
+TEST_DATASET = f"cityscapes_shards_{TEST_SPLIT}"
 # Name -> split and classes.
 OTHER_DATASETS: dict[str, tuple[str, LabelTable]] = {
     f"{table.name}_shards_{split}": (split, table)
@@ -52,20 +58,28 @@ def register_cityscapes_shards(
     *,
     split: str,
     partitions: Sequence[int] | None = None,
+    half: int | None = None,
     table: LabelTable = CITYSCAPES,
+    labelled: bool | None = None,
 ) -> None:
-    """Register a split of a shard folder, or some of its partitions, under a dataset name.
+    """Register a split of a shard folder, or a part of it, under a dataset name.
+
+    A dataset without labels is never trained on or scored; submissions can be written for it.
 
     Args:
         name: name in Detectron2's DatasetCatalog.
         root: the shard folder; None for ``$DETECTRON2_DATASETS/cityscapes_shards`` (idd_shards,
             vistas_shards, by the name of the table), looked up when the dataset is loaded.
-        split: "train", "val" or "train_extra".
+        split: "train", "val", "train_extra" or "test".
         partitions: numbers from 1; None for all.
+        half: 1 or 2 for a half of the split, see `load_shards`; None for all.
         table: classes of the dataset.
+        labelled: whether the shards hold the truth; None for all splits but "test".
     """
+    if labelled is None:
+        labelled = split != TEST_SPLIT
     DatasetCatalog.register(
-        name, lambda: load_shards(root, split=split, partitions=partitions, table=table)
+        name, lambda: load_shards(root, split=split, partitions=partitions, half=half, table=table)
     )
     MetadataCatalog.get(name).set(
         thing_classes=[c.name for c in table.things],
@@ -74,8 +88,16 @@ def register_cityscapes_shards(
         stuff_colors=[c.color for c in table.classes],
         ignore_label=VOID_TRAIN_ID,
         label_table=table,
-        tasks=_TASKS,
+        tasks=_TASKS if labelled else (),
     )
+
+
+def has_truth(name: str) -> bool:
+    """Whether a registered dataset can be trained on and scored.
+
+    True of those that do not say, as of other packages.
+    """
+    return bool(MetadataCatalog.get(name).get("tasks", True))
 
 
 def label_table_of(names: Sequence[str]) -> LabelTable:
@@ -96,6 +118,7 @@ def load_shards(
     *,
     split: str,
     partitions: Sequence[int] | None = None,
+    half: int | None = None,
     table: LabelTable = CITYSCAPES,
 ) -> list[dict]:
     """Dataset dicts of shards, from their tables; no pixel is read.
@@ -103,25 +126,39 @@ def load_shards(
     Beside Detectron2's standard fields a dict has "shard", the file, and "index", the record in it.
     Boxes are half-open XYXY_ABS; category ids are thing ids; group regions have iscrowd 1.
 
+    The halves of a split are its first partitions and its last ones, whatever their number. Of an
+    odd number the partition in the middle is divided: the first half of its images belongs to half
+    1, with the one in the middle. So every image is in one half, and none in both.
+
     Raises:
-        ShardError: missing folder, split, partition or file.
+        ShardError: missing folder, split, partition or file, two images of one name, or a split of
+            one image, which has no halves.
     """
     if root is None:
-        root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / f"{table.name}_shards"
+        root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+        root = root / f"{table.name}_shards"
         if not root.is_dir():
             raise ShardError(
                 f"{root}: no such folder; set DETECTRON2_DATASETS to the folder that holds "
                 f"{root.name}/, or {PREPARE} --output {root}"
             )
     reader = ShardReader(root, split=split, partitions=partitions, table=table)
-    dicts = []
+    dicts: list[dict[str, Any]] = []
+    seen: dict[str, Path] = {}
     for i, file_name in enumerate(reader.file_names):
         shard, index = reader.source(i)
+        image_id = image_name(file_name)
+        if image_id in seen:
+            raise ShardError(
+                f"{root}: two images are called {image_id} ({seen[image_id]} and {shard}), so that "
+                f"one would stand for both; rename one and {PREPARE} again"
+            )
+        seen[image_id] = shard
         height, width = reader.image_size(i)
         dicts.append(
             {
                 "file_name": file_name,
-                "image_id": image_name(file_name),
+                "image_id": image_id,
                 "height": height,
                 "width": width,
                 "shard": str(shard),
@@ -129,7 +166,27 @@ def load_shards(
                 "annotations": _annotations(reader, i, table),
             }
         )
-    return dicts
+    if half is None:
+        return dicts
+    middle = _middle([d["shard"] for d in dicts])
+    found = dicts[:middle] if half == 1 else dicts[middle:]
+    if not found:
+        raise ShardError(
+            f"{root}: split {split} has {len(dicts)} image, which has no halves to tune on and to "
+            f"report; {PREPARE} on more images, or use the whole split"
+        )
+    return found
+
+
+def _middle(shards: Sequence[str]) -> int:
+    """How many images belong to the first half.
+
+    Args:
+        shards: the shard of each image, in order.
+    """
+    sizes = [len([*group]) for _, group in itertools.groupby(shards)]
+    whole, divided = sizes[: len(sizes) // 2], sizes[len(sizes) // 2 :][: len(sizes) % 2]
+    return sum(whole) + sum(-(-size // 2) for size in divided)
 
 
 def _annotations(reader: ShardReader, index: int, table: LabelTable) -> list[dict]:
@@ -148,7 +205,8 @@ def _annotations(reader: ShardReader, index: int, table: LabelTable) -> list[dic
     ]
 
 
-for _name, (_split, _partitions) in BUILTIN_DATASETS.items():
-    register_cityscapes_shards(_name, split=_split, partitions=_partitions)
+for _name, _arguments in BUILTIN_DATASETS.items():
+    register_cityscapes_shards(_name, **_arguments)
+register_cityscapes_shards(TEST_DATASET, split=TEST_SPLIT)
 for _name, (_split, _table) in OTHER_DATASETS.items():
     register_cityscapes_shards(_name, split=_split, table=_table)

@@ -56,23 +56,20 @@ from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.labels.instances import COLUMNS, InstanceTable
 from d2_cityscapes.memory import keep_freed_memory
 from d2_cityscapes.shards.image_codecs import decompress, find_codec
+from d2_cityscapes.shards.schema import (
+    FORMAT_VERSION,
+    TABLES,
+    Header,
+    SchemaError,
+    VersionError,
+    check_header,
+)
 
 __all__ = ["FORMAT_VERSION", "PREPARE", "TABLES", "ShardError", "ShardFile", "head_checksum"]
 
-FORMAT_VERSION = "2"
 PREPARE = "run datasets/prepare_shards.py"
-# The tables that stand in the beginning of a file, in this order: dtype, dimensions.
-TABLES = {
-    "instance_offsets": (np.int64, 1),
-    "blob_offsets": (np.int64, 1),
-    "blob_crc32": (np.int64, 1),
-    "image_offsets": (np.int64, 1),
-    "instance_areas": (np.int64, 1),
-    "instance_ids": (np.int32, 1),
-    "instance_boxes": (np.int32, 2),
-    "instance_classes": (np.uint8, 1),
-    "instance_crowd": (np.bool_, 1),
-}
+_LONGEST_FRAME = 1 << 16  # bytes, beside twice those of the pixels
+_LONGEST_HEADER = 100_000_000  # bytes, as in safetensors itself
 _OFFSETS = {"annotation_blob": "blob_offsets", "image_blob": "image_offsets"}
 
 
@@ -175,12 +172,15 @@ class ShardFile:
             except ValueError as error:
                 raise self._error(f"instance ids of record {row}: {error}") from error
         rows, columns = self.image_size(row)
-        return raw.view("<u2").reshape(height, width)[:rows, :columns]
+        ids = raw.view("<u2").reshape(height, width)[:rows, :columns]
+        if ids.max() >= len(self._label_table.known_ids):  # lookups would fail
+            raise self._error(f"instance ids of record {row}: {ids.max()} is not in the table")
+        return ids
 
     @functools.cached_property
     def _file(self) -> int:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise ShardError(f"{self.path}: {error.strerror}; {PREPARE} again") from error
         weakref.finalize(self, os.close, descriptor)
@@ -189,62 +189,48 @@ class ShardFile:
 
     @functools.cached_property
     def _head(self) -> _Head:
-        try:
-            return self._checked(*self._read_head())
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise self._error("not a shard, or its header is damaged") from error
+        header, content, begin = self._read_head()
+        self._check_label_table(header)
+        tables = {name: _table(name, header, content) for name in TABLES if name in header.shapes}
+        images = len(header.file_names)
+        self._check_offsets("instance_offsets", tables, images, len(tables["instance_ids"]))
+        for blob, offsets in _OFFSETS.items():
+            if blob in header.shapes:
+                self._check_offsets(offsets, tables, images, header.shapes[blob][0])
+        self._check_instances(tables, header.canvas)
+        begins = {name: begin + first for name, (first, _) in header.spans.items()}
+        return _Head(
+            header.metadata, begins, tables, header.file_names, header.canvas, header.sizes
+        )
 
-    def _read_head(self) -> tuple[dict[str, Any], np.ndarray, int]:
-        """Header, bytes of the tables and where they begin in the file; nothing of it is checked
-        but that it is all there and has the checksum that it says."""
+    def _read_head(self) -> tuple[Header, np.ndarray, int]:
+        """Header, bytes of the tables, which have the checksum that it says, and where they begin
+        in the file."""
         total = os.fstat(self._file).st_size
         length = int.from_bytes(self._read(0, 8).tobytes(), "little")
         begin = 8 + length
         if begin > total:
             raise self._error(f"{total} bytes, {begin} or more expected")
-        header = json.loads(self._read(8, length).tobytes())
-        metadata = header["__metadata__"]
-        if metadata["version"] != FORMAT_VERSION:
-            raise self._error(f"shard format version {metadata['version']}, not {FORMAT_VERSION}")
-        ends = {name: header[name]["data_offsets"][1] for name in header if name != "__metadata__"}
-        if begin + max(ends.values()) != total:
-            raise self._error(f"{total} bytes, {begin + max(ends.values())} expected")
-        content = self._read(begin, max(ends[name] for name in TABLES if name in ends))
-        if metadata["checksum"] != head_checksum(header, content.data):
+        if length > _LONGEST_HEADER:
+            raise self._error(f"a header of {length} bytes; none is that long")
+        try:
+            document = json.loads(self._read(8, length).tobytes())
+            header = check_header(document)
+        except VersionError as error:
+            raise self._error(str(error)) from error
+        except SchemaError as error:
+            raise self._error(f"its header is damaged: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise self._error("not a shard, or its header is damaged") from error
+        if begin + header.length != total:
+            raise self._error(f"{total} bytes, {begin + header.length} expected")
+        content = self._read(begin, max(header.spans[t][1] for t in TABLES if t in header.spans))
+        if header.metadata["checksum"] != head_checksum(document, content.data):
             raise self._error("header or tables differ from their checksum")
         return header, content, begin
 
-    def _checked(self, header: dict[str, Any], content: np.ndarray, begin: int) -> _Head:
-        metadata = header.pop("__metadata__")
-        self._check_label_table(metadata)
-        height, width = json.loads(metadata["image_size"])
-        names = json.loads(metadata["file_names"])
-        sizes = [(height, width)] * len(names)
-        if "sizes" in metadata:
-            sizes = [(h, w) for h, w in json.loads(metadata["sizes"])]
-        if len(sizes) != len(names) or any(h > height or w > width for h, w in sizes):
-            raise self._error("the sizes of images are not those of its images")
-        tables = {
-            name: _table(name, header.pop(name), content) for name in TABLES if name in header
-        }
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        begins = {name: begin + entry["data_offsets"][0] for name, entry in header.items()}
-        self._check_offsets("instance_offsets", tables, len(names), len(tables["instance_ids"]))
-        for pixels, blob, shape in (
-            ("images", "image_blob", (len(names), 3, height, width)),
-            ("annotations", "annotation_blob", (len(names), height, width)),
-        ):
-            if blob in shapes:
-                self._check_offsets(_OFFSETS[blob], tables, len(names), shapes[blob][0])
-                if blob == "annotation_blob" and len(tables["blob_crc32"]) != len(names):
-                    raise self._error("blob_crc32 has another length than the list of images")
-            elif shapes[pixels] != shape:
-                raise self._error(f"{pixels} has shape {shapes[pixels]}, expected {shape}")
-        return _Head(metadata, begins, tables, names, (height, width), sizes)
-
-    def _check_label_table(self, metadata: dict[str, str]) -> None:
-        ours = self._label_table
-        classes = json.loads(metadata["classes"])
+    def _check_label_table(self, header: Header) -> None:
+        ours, metadata, classes = self._label_table, header.metadata, header.classes
         expected = [c.name for c in ours.classes]
         if metadata["label_table_hash"] == ours.hash and classes == expected:
             return
@@ -267,9 +253,28 @@ class ShardFile:
         if not in_order or (np.diff(offsets) < 0).any():
             raise self._error(f"{name} does not divide {rows} rows among {images} images")
 
+    def _check_instances(self, tables: dict[str, np.ndarray], canvas: tuple[int, int]) -> None:
+        """Instances are of thing classes, and lie on the canvas."""
+        ids, classes = tables["instance_ids"], tables["instance_classes"]
+        known, (height, width) = self._label_table.train_id_of, canvas
+        x0, y0, x1, y1 = tables["instance_boxes"].T
+        inside = (x0 >= 0) & (x0 < x1) & (x1 <= width) & (y0 >= 0) & (y0 < y1) & (y1 <= height)
+        areas = tables["instance_areas"]
+        sound = inside & (areas > 0) & (areas <= height * width) & (ids >= 0) & (ids < len(known))
+        if (
+            not sound.all()
+            or not (
+                (known[ids] == classes) & (self._label_table.thing_id_of_train[classes] >= 0)
+            ).all()
+        ):
+            raise self._error("its table of instances has boxes, areas or classes that cannot be")
+
     def _frame(self, blob: str, row: int) -> bytes:
         """The frame of a record in ``image_blob`` or ``annotation_blob``."""
         first, last = self._head.tables[_OFFSETS[blob]][row : row + 2].tolist()
+        height, width = self._head.canvas
+        if last - first > 6 * height * width + _LONGEST_FRAME:
+            raise self._error(f"{last - first} bytes in {blob} for record {row}")
         return self._read(self._head.begins[blob] + first, last - first).tobytes()
 
     def _read(self, begin: int, size: int) -> np.ndarray:
@@ -278,13 +283,22 @@ class ShardFile:
         view, done = memoryview(buffer.data), 0
         while done < size:
             try:
-                count = os.preadv(self._file, [view[done:]], begin + done)
+                count = self._read_into(view[done:], begin + done)
             except OSError as error:
                 raise self._error(error.strerror or "unreadable") from error
             if count == 0:
                 raise self._error(f"ends at byte {begin + done}, expected {begin + size} or more")
             done += count
         return buffer
+
+    def _read_into(self, view: memoryview, begin: int) -> int:
+        """Some bytes of the file from ``begin`` on; how many."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file, [view], begin)
+        # Windows: a file of its own, for other threads read at other places
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(begin)
+            return file.readinto(view) or 0
 
     def _error(self, problem: str) -> ShardError:
         return ShardError(f"{self.path}: {problem}; delete it and {PREPARE} again")
@@ -299,10 +313,6 @@ def head_checksum(header: dict[str, Any], tables: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def _table(name: str, entry: dict[str, Any], content: np.ndarray) -> np.ndarray:
-    dtype, dimensions = TABLES[name]
-    begin, end = entry["data_offsets"]
-    array = content[begin:end].view(dtype).reshape(entry["shape"])
-    if array.shape != (len(array), 4)[:dimensions]:
-        raise ValueError(f"{name} has shape {array.shape}")
-    return array
+def _table(name: str, header: Header, content: np.ndarray) -> np.ndarray:
+    begin, end = header.spans[name]
+    return content[begin:end].view(TABLES[name][0]).reshape(header.shapes[name])

@@ -98,7 +98,7 @@ def load_entries(
         index = read_index(output)
         known = {entry["file"]: entry for entry in index["shards"]}
         entries = {name: entry for name, entry in known.items() if entry["split"] not in splits}
-    except (ShardError, KeyError, TypeError):
+    except ShardError:
         known, entries = {}, {}
     if known and index.get("label_table_hash", table.hash) != table.hash:
         raise ShardError(
@@ -109,7 +109,7 @@ def load_entries(
         if path.name in entries:
             continue
         entry = known.get(path.name)
-        if entry is None or entry.get("size") != path.stat().st_size:
+        if entry is None or entry["size"] != path.stat().st_size:
             entry = _adopt(path, table)
         if entry is not None:
             entries[path.name] = entry
@@ -127,13 +127,24 @@ def write_index(output: Path, entries: dict[str, dict[str, Any]], table: LabelTa
     write_json(output / INDEX_NAME, index)
 
 
-def fingerprint(sources: Sequence[Source]) -> str:
-    """One text for the names and fingerprints of a shard's sources; "" if one is unreadable."""
+def fingerprint(sources: Sequence[Source], *, earlier: bool = False) -> str:
+    """One text for the names and fingerprints of a shard's sources; "" if one is unreadable.
+
+    Args:
+        sources: of the shard.
+        earlier: in the form that shards hold that were made before sources had the one of today.
+    """
     try:
-        rows = [[source.file_name, source.fingerprint] for source in sources]
+        rows = [[s.file_name, _earlier(s) if earlier else s.fingerprint] for s in sources]
     except D2CityscapesError:
         return ""
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _earlier(source: Source) -> str:
+    if hasattr(source, "earlier_fingerprint"):
+        return source.earlier_fingerprint
+    return source.fingerprint
 
 
 def _adopt(path: Path, table: LabelTable) -> dict[str, Any] | None:

@@ -11,13 +11,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.labels.instances import InstanceTable
-from d2_cityscapes.shards.file import FORMAT_VERSION, PREPARE, ShardError, ShardFile
+from d2_cityscapes.shards.file import PREPARE, ShardError, ShardFile
+from d2_cityscapes.shards.schema import check_index
 
 __all__ = [
     "INDEX_NAME",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 INDEX_NAME = "index.json"
+_LARGEST_INDEX = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
@@ -161,22 +164,22 @@ def open_shard(path: str | Path, table: LabelTable = CITYSCAPES) -> ShardReader:
     return ShardReader(path, table=table)
 
 
-def read_index(folder: Path) -> dict:
+def read_index(folder: Path) -> dict[str, Any]:
     """The parsed ``index.json`` of a shard folder.
 
     Raises:
-        ShardError: there is none, or it cannot be read.
+        ShardError: there is none, it cannot be read, it holds what no index does, or two images of
+            a split have one name.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
         raise ShardError(f"{folder}: no {INDEX_NAME} here; {PREPARE} --output {folder}")
     try:
-        index = json.loads(path.read_text())
-        if index["version"] != FORMAT_VERSION or not isinstance(index["shards"], list):
-            raise ValueError(f"format version {index['version']}, expected {FORMAT_VERSION}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        if path.stat().st_size > _LARGEST_INDEX:
+            raise ValueError(f"{path.stat().st_size} bytes; none is that long")
+        return check_index(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError, RecursionError) as error:
         raise ShardError(f"{path}: not a shard index ({error}); {PREPARE} again") from error
-    return index
 
 
 def select_shards(
@@ -193,7 +196,7 @@ def select_shards(
         raise ShardError(f"{folder}: no shards of split {split!r}; {PREPARE} --splits {split}")
     for name in {s["split"] for s in entries} if partitions is None else ():
         found = [s for s in entries if s["split"] == name]
-        if len(found) != found[0]["partitions"]:
+        if {s["partition"] for s in found} != {*range(1, found[0]["partitions"] + 1)}:
             raise ShardError(
                 f"{folder}: {len(found)} of {found[0]['partitions']} shards of split {name!r}; "
                 f"packing did not finish: {PREPARE} again"

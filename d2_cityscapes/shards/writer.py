@@ -8,6 +8,7 @@ leaves only whole shards and the next one continues behind them.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from d2_cityscapes.errors import first_few
 from d2_cityscapes.files import lock_folder, remove_temporaries
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.shards.encoder import ANNOTATION_CODECS, encode_image, write_shard
@@ -32,10 +34,12 @@ from d2_cityscapes.shards.index import (
     write_index,
 )
 from d2_cityscapes.shards.reader import INDEX_NAME
-from d2_cityscapes.sources.check import Size, Source, check_sources
+from d2_cityscapes.sources.check import Size, Source, check_names, check_sources
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
 __all__ = ["write_shards", "write_splits"]
+
+logger = logging.getLogger(__name__)
 
 _SAMPLES = 8  # images that are compressed to estimate the room for all
 _MARGIN = 1.15  # of that estimate
@@ -111,12 +115,14 @@ def write_splits(
         Split -> the paths of all its shards.
 
     Raises:
-        ShardError: everything that is wrong with the sources, shards of the same split from other
-            sources in the folder, or too little room on the disk.
+        SourceError: everything that is wrong with the sources, their names included.
+        ShardError: shards of the same split from other sources in the folder, or too little room
+            on the disk.
         D2CityscapesError: another process is packing into the folder, or the disk refused.
     """
     output = Path(output)
     _check_codecs(annotation_codec, image_codec)
+    check_names(splits)
     parts = [p for split in splits for p in _plan(splits[split], split, partitions[split])]
     with worker_pool(workers) as pool, lock_folder(output) as locked:
         if locked:
@@ -204,7 +210,7 @@ def _pending(
     Raises:
         ShardError: the folder has shards of these splits that do not belong to the parts.
     """
-    todo = []
+    todo, unsure = [], []
     stale = {
         name for name, entry in entries.items() if entry["split"] in {part.split for part in parts}
     } - {part.name for part in parts}
@@ -212,16 +218,25 @@ def _pending(
         entry, made_from = entries.get(part.name), fingerprint(part.sources)
         if entry is None or not made_from:  # unreadable sources are found by the check that follows
             todo.append(part)
-        elif (entry["sources"], entry["annotation_codec"], entry["image_codec"]) != (
-            made_from,
-            annotation_codec,
-            image_codec,
-        ):
+        elif (entry["annotation_codec"], entry["image_codec"]) != (annotation_codec, image_codec):
+            stale.add(part.name)
+        elif entry["sources"] == made_from:
+            continue
+        elif entry["sources"] == fingerprint(part.sources, earlier=True):
+            unsure.append(part.name)
+        else:
             stale.add(part.name)
     if stale:
         raise ShardError(
             f"{output}: holds shards made from other images or settings "
             f"({', '.join(sorted(stale))}); delete them or name another folder"
+        )
+    if unsure:
+        logger.warning(
+            "%s: %s: packed by an earlier version, which kept no checksums of annotations: kept as "
+            "they are; --verify finds what has been corrected since",
+            output,
+            first_few(unsure, 3),
         )
     return todo
 

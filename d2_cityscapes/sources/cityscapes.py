@@ -12,9 +12,16 @@ import numpy as np
 
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import IDS, RGB, PngError, check_png, read_header, read_png
-from d2_cityscapes.sources.check import check_ids, check_limit, file_sizes
+from d2_cityscapes.sources.check import check_ids, check_limit, contents, file_sizes
 from d2_cityscapes.sources.errors import SourceError
-from d2_cityscapes.sources.names import ANNOTATIONS, IDS_SUFFIX, IMAGE_FOLDER
+from d2_cityscapes.sources.listing import by_name, list_files, missing_file, other_pictures
+from d2_cityscapes.sources.names import (
+    ANNOTATIONS,
+    IDS_SUFFIX,
+    IMAGE_FOLDER,
+    TEST_SPLIT,
+    image_name,
+)
 
 __all__ = [
     "DEFAULT_PARTITIONS",
@@ -26,7 +33,9 @@ __all__ = [
 ]
 
 # Number of shards of each split: 8 + 4 as in the paper.
-DEFAULT_PARTITIONS = {"train": 8, "val": 4, "train_extra": 16}
+DEFAULT_PARTITIONS = {"train": 8, "val": 4, "train_extra": 16, TEST_SPLIT: 4}
+_FOLDERS = {**ANNOTATIONS, TEST_SPLIT: "gtFine"}
+_PNG = (".png",)
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,12 @@ class PngSource:
 
     Attributes:
         image_path: 8-bit RGB PNG.
-        ids_path: PNG of instance ids, 16 bits as shipped, or 8.
+        ids_path: PNG of instance ids, 16 bits as shipped, or 8; None where there is no annotation,
+            and every pixel is void.
     """
 
     image_path: Path
-    ids_path: Path
+    ids_path: Path | None
 
     @property
     def file_name(self) -> str:
@@ -52,7 +62,15 @@ class PngSource:
 
     @property
     def fingerprint(self) -> str:
-        return file_sizes(self.image_path, self.ids_path)
+        return contents(*self._paths)
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        return file_sizes(*self._paths)
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [path for path in (self.image_path, self.ids_path) if path is not None]
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
@@ -60,17 +78,20 @@ class PngSource:
 
     def instance_ids(self) -> np.ndarray:
         """(H, W) instance ids."""
+        if self.ids_path is None:
+            return np.zeros(self.size, dtype=np.uint16)
         return read_png(self.ids_path, IDS)
 
     def problems(self, table: LabelTable) -> list[str]:
         """Everything that is wrong with the two files; the id map is decoded, the image is not."""
         found = []
-        for path, kind in ((self.image_path, RGB), (self.ids_path, IDS)):
+        for path, kind in zip(self._paths, (RGB, IDS), strict=False):
             try:
                 check_png(path, kind)
             except PngError as error:
-                found.append(str(error))
-        if not found:
+                there = path.exists() or path.is_symlink()
+                found.append(str(error) + ("" if there else missing_file(path)))
+        if self.ids_path is not None and not found:
             ids_problems = check_ids(self.instance_ids(), self.size, table)
             found += [f"{self.ids_path}: {problem}" for problem in ids_problems]
         return found
@@ -83,11 +104,12 @@ def find_sources(
 
     Looks for ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``*_instanceIds.png`` in the same
     place under ``gtFine`` (train_extra: ``gtCoarse``). Where one of the two is missing, the source
-    is listed all the same, and says so when it is checked.
+    is listed all the same, and says so when it is checked. The test split, whose labels are not
+    public, may have no id maps at all: its images are then void as a whole.
 
     Args:
         root: the folder of leftImg8bit.
-        split: "train", "val" or "train_extra".
+        split: "train", "val", "train_extra" or "test".
         cities: only these; empty for all.
         limit: only the first so many.
 
@@ -97,38 +119,61 @@ def find_sources(
     root = Path(root)
     check_limit(limit)
     annotation = _annotation_folder(split)
-    suffixes = {
-        IMAGE_FOLDER: f"_{IMAGE_FOLDER}.png",
-        annotation: f"_{annotation}{IDS_SUFFIX}",
-    }
-    scenes: set[tuple[str, str]] = set()  # city, {city}_{sequence}_{frame}
-    for kind, suffix in suffixes.items():
-        found = {
-            (path.parent.name, path.name.removesuffix(suffix))
-            for path in (root / kind / split).glob(f"*/*{suffix}")
-        }
-        if not found:
-            raise SourceError(
-                f"{root}: no {kind}/{split}/*/*{suffix}; expected the Cityscapes root with "
-                f"{IMAGE_FOLDER}/ and {annotation}/ (see datasets/README.md)"
-            )
-        scenes |= found
-    chosen = sorted((s for s in scenes if not cities or s[0] in cities), key=lambda s: s[1])
+    image_end, ids_end = f"_{IMAGE_FOLDER}", f"_{annotation}{Path(IDS_SUFFIX).stem}"
+    images, maps = (
+        by_name(list_files(root / kind / split, "*/*", end, _PNG), _scene)
+        for kind, end in ((IMAGE_FOLDER, image_end), (annotation, ids_end))
+    )
+    unlabelled = split == TEST_SPLIT and not maps
+    for kind, end, found in ((IMAGE_FOLDER, image_end, images), (annotation, ids_end, maps)):
+        if not found and not (kind == annotation and unlabelled):
+            raise SourceError(_nothing(root, f"{kind}/{split}", end, annotation))
+    scenes = {*images, *maps}  # city, {city}_{sequence}_{frame}
+    chosen = sorted(scene for scene in scenes if not cities or scene[0] in cities)
     if not chosen:
         raise SourceError(
             f"{root}: no images of {', '.join(cities)} in {split}; leave the split out"
         )
-    return [
-        PngSource(*(root / kind / split / city / (stem + end) for kind, end in suffixes.items()))
-        for city, stem in chosen[:limit]
-    ]
+    places = root / IMAGE_FOLDER / split, root / annotation / split
+    sources = []
+    for city, stem in chosen[:limit]:
+        image = images.get((city, stem), places[0] / city / f"{stem}{image_end}.png")
+        ids = maps.get((city, stem), places[1] / city / f"{stem}{ids_end}.png")
+        sources.append(PngSource(image, None if unlabelled else ids))
+    return sources
+
+
+def _scene(path: Path) -> tuple[str, str]:
+    """City, and {city}_{sequence}_{frame}."""
+    return path.parent.name, image_name(path.name)
+
+
+def _nothing(root: Path, place: str, end: str, annotation: str) -> str:
+    """Why nothing was found: the wrong folder, or pictures of another kind."""
+    others = other_pictures(root / place, "*/*", end, _PNG)
+    if others:
+        return (
+            f"{root}: {place} has {others[0].suffix} files ({others[0].name}, ...); images and id "
+            "maps of this layout are PNGs: convert them, keeping their names"
+        )
+    return (
+        f"{root}: no {place}/*/*{end}.png; expected the Cityscapes root with {IMAGE_FOLDER}/ and "
+        f"{annotation}/ (see datasets/README.md)"
+    )
 
 
 def find_cities(root: str | Path, split: str) -> list[str]:
     """Names of the cities of a split."""
     root = Path(root)
     folders = [root / kind / split for kind in (IMAGE_FOLDER, _annotation_folder(split))]
-    return sorted({city.name for folder in folders for city in folder.glob("*") if city.is_dir()})
+    return sorted(
+        {
+            city.name
+            for folder in folders
+            for city in folder.glob("*")
+            if city.is_dir() and not city.name.startswith(".")
+        }
+    )
 
 
 def find_splits(
@@ -175,6 +220,6 @@ def parse_partitions(
 
 
 def _annotation_folder(split: str) -> str:
-    if split not in ANNOTATIONS:
-        raise SourceError(f"split {split!r}; Cityscapes has {', '.join(ANNOTATIONS)}")
-    return ANNOTATIONS[split]
+    if split not in _FOLDERS:
+        raise SourceError(f"split {split!r}; Cityscapes has {', '.join(_FOLDERS)}")
+    return _FOLDERS[split]

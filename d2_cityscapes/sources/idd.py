@@ -2,16 +2,18 @@
 
 Annotations are polygons. Their instance ids at level 3 of the label hierarchy are drawn here, by
 the rules of the dataset's own createLabels.py: later polygons over earlier ones, each polygon of a
-label with instances is the next instance of its class, "cargroup" and the like are group regions.
+label with instances is the next instance of its class, "cargroup" and the like are group regions;
+polygons of fewer than two points and labels that it does not know are passed over, and counted.
 
 Shape letters: H, W pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +22,10 @@ from PIL import Image, ImageDraw
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import INSTANCE_DIVISOR
-from d2_cityscapes.labels.idd import IDD_LABELS
+from d2_cityscapes.labels.idd import IDD_LABELS, IddLabel
 from d2_cityscapes.sources.check import Size, check_limit
 from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.listing import by_name, list_files
 from d2_cityscapes.sources.names import IMAGE_FOLDER, PICTURES
 from d2_cityscapes.sources.photo import PhotoSource
 
@@ -37,7 +40,8 @@ __all__ = [
 DEFAULT_CANVAS = (1080, 1920)  # holds 1080p and 720p images as they are
 DEFAULT_PARTITIONS = {"train": 8, "val": 4}
 _IMAGE_SUFFIX = f"_{IMAGE_FOLDER}"
-_POLYGONS_SUFFIX = "_gtFine_polygons.json"
+_POLYGONS_END = "_gtFine_polygons"
+_FARTHEST = 1 << 20  # px; a point of a polygon may lie outside of the image, but not anywhere
 
 
 class IddSource(PhotoSource):
@@ -45,42 +49,64 @@ class IddSource(PhotoSource):
 
     def read_annotation(self) -> np.ndarray:
         """(H, W) int32 instance ids."""
+        objects, size = self._read()
+        self.check_shape(size)  # before memory is taken for it
+        with self._errors():
+            return draw_polygons(objects, size)
+
+    def skipped(self) -> Counter[str]:
+        """What is not drawn, and how often."""
+        objects, _ = self._read()
+        with self._errors():
+            return Counter(reason for _, reason in _judged(objects) if reason)
+
+    def _read(self) -> tuple[list[dict[str, Any]], Size]:
+        with self._errors():
+            document = json.loads(self.annotation_path.read_bytes())
+            size = document["imgHeight"], document["imgWidth"]
+            if not all(type(side) is int for side in size):
+                raise TypeError(f"imgHeight {size[0]!r}, imgWidth {size[1]!r}")
+            return document["objects"], size
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what goes wrong with the polygons inside the block into one line."""
         path = self.annotation_path
         try:
-            document = json.loads(path.read_bytes())
-            size = (int(document["imgHeight"]), int(document["imgWidth"]))
-            return draw_polygons(document["objects"], size)
+            yield
         except D2CityscapesError as error:
             raise SourceError(f"{path}: {error}") from error
         except FileNotFoundError as error:
             raise SourceError(f"{path}: missing") from error
         except OSError as error:
             raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except MemoryError as error:
+            raise SourceError(f"{path}: too large for the memory of this machine") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(f"{path}: not a file of polygons ({error!r})") from error
 
 
 def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:
     """(H, W) int32 instance ids of polygons in drawing order; 0 where there is none.
 
+    Deleted objects, those of fewer than two points and those of unknown labels are passed over, and
+    are no instances.
+
     Args:
         objects: each with "label", "polygon" (a list of x, y in pixels) and perhaps "deleted".
         size: (H, W).
 
     Raises:
-        SourceError: an unknown label, no polygon, or more instances of a class than ids can tell
-            apart.
+        SourceError: more instances of a class than ids can tell apart, or points far outside.
     """
     picture = Image.new("I", (size[1], size[0]), 0)
     pen = ImageDraw.Draw(picture)
     counts: Counter[int] = Counter()
-    for number, item in enumerate(objects):
-        if item.get("deleted"):
-            continue
+    for item, reason in _judged(objects):
         name = item["label"]
-        label = IDD_LABELS.get(name) or IDD_LABELS.get(name.removesuffix("group"))
-        if label is None:
-            raise SourceError(f"object {number} has the label {name!r}, which IDD does not have")
+        label = _label(name)
+        if item.get("deleted") or reason or label is None:
+            continue
         value = label.label_id
         if label.has_instances and name in IDD_LABELS:
             if counts[value] == INSTANCE_DIVISOR:
@@ -91,10 +117,31 @@ def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:
             counts[value] += 1
             value = value * INSTANCE_DIVISOR + counts[value] - 1
         points = [(x, y) for x, y in item["polygon"]]
-        if len(points) < 2:
-            raise SourceError(f"object {number} ({name}) has a polygon of {len(points)} points")
+        if not all(abs(x) <= _FARTHEST and abs(y) <= _FARTHEST for x, y in points):  # nor nan
+            raise SourceError(f"a polygon of {name} has points far outside of the image")
         pen.polygon(points, fill=value)
     return np.asarray(picture)
+
+
+def _judged(objects: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each object, and why it is passed over as createLabels.py does; "" where it is not.
+
+    Deleted objects are none in the first place.
+    """
+    for item in objects:
+        name = item["label"]
+        if item.get("deleted"):
+            yield item, ""
+        elif len(item["polygon"]) < 2:
+            yield item, "objects of fewer than 2 points"
+        elif _label(name) is None:
+            yield item, f"objects of the unknown label {name[:40]!r}"
+        else:
+            yield item, ""
+
+
+def _label(name: str) -> IddLabel | None:
+    return IDD_LABELS.get(name) or IDD_LABELS.get(name.removesuffix("group"))
 
 
 class _Frame(NamedTuple):
@@ -136,17 +183,12 @@ def _find_split(root: Path, split: str, canvas: Size) -> list[IddSource]:
     if split not in DEFAULT_PARTITIONS:
         raise SourceError(f"split {split!r}; IDD has {', '.join(DEFAULT_PARTITIONS)}")
     images, polygons = root / IMAGE_FOLDER / split, root / "gtFine" / split
-    photos = {
-        _frame(path, _IMAGE_SUFFIX + path.suffix): path
-        for suffix in PICTURES  # part I of the dataset has PNGs, part II JPEGs
-        for path in images.glob(f"*/*{_IMAGE_SUFFIX}{suffix}")
-    }
-    annotations = {
-        _frame(path, _POLYGONS_SUFFIX): path for path in polygons.glob(f"*/*{_POLYGONS_SUFFIX}")
-    }
+    # part I of the dataset has PNGs, part II JPEGs
+    photos = by_name(list_files(images, "*/*", _IMAGE_SUFFIX, PICTURES), _frame)
+    annotations = by_name(list_files(polygons, "*/*", _POLYGONS_END, (".json",)), _frame)
     for found, folder, name in (
         (photos, images, f"{_IMAGE_SUFFIX}.png"),
-        (annotations, polygons, _POLYGONS_SUFFIX),
+        (annotations, polygons, f"{_POLYGONS_END}.json"),
     ):
         if not found:
             raise SourceError(
@@ -157,11 +199,11 @@ def _find_split(root: Path, split: str, canvas: Size) -> list[IddSource]:
     for frame in sorted({*photos, *annotations}):
         folder = Path(frame.drive)
         photo = photos.get(frame, images / folder / f"{frame.name}{_IMAGE_SUFFIX}.png")
-        polygon = annotations.get(frame, polygons / folder / (frame.name + _POLYGONS_SUFFIX))
+        polygon = annotations.get(frame, polygons / folder / f"{frame.name}{_POLYGONS_END}.json")
         sources.append(IddSource(photo, polygon, f"{frame.drive}_{photo.name}", canvas))
     return sources
 
 
-def _frame(path: Path, suffix: str) -> _Frame:
-    drive = path.parent.name
-    return _Frame(len(drive), drive, path.name.removesuffix(suffix))
+def _frame(path: Path) -> _Frame:
+    drive, name = path.parent.name, path.stem
+    return _Frame(len(drive), drive, name.removesuffix(_IMAGE_SUFFIX).removesuffix(_POLYGONS_END))

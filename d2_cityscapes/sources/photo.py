@@ -3,6 +3,8 @@
 Images of one dataset that differ in size get a common place in a shard, the canvas. One that is
 larger is shrunk until it fits, keeping its shape; none is enlarged.
 
+A JPEG is taken as viewers and label tools show it: turned as its EXIF orientation says.
+
 Shape letters: H, W pixels of a file; h, w pixels of a record.
 """
 
@@ -14,18 +16,28 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.png import RGB, check_end, check_png, picture_errors, read_header, read_png
-from d2_cityscapes.sources.check import Size, check_ids, file_sizes
+from d2_cityscapes.png import (
+    RGB,
+    check_png,
+    check_size,
+    picture_errors,
+    read_header,
+    read_png,
+)
+from d2_cityscapes.sources.check import Size, check_ids, contents, file_sizes
 from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.listing import missing_file
 
 __all__ = ["PhotoSource", "fit"]
 
-_JPEG_END = b"\xff\xd9"
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _SAME_SHAPE = 0.01  # relative difference of height / width
+_LARGEST_SCALE = 8  # of an annotation that was drawn on a larger picture
 
 
 @dataclass(frozen=True)
@@ -57,8 +69,14 @@ class PhotoSource:
 
     @property
     def fingerprint(self) -> str:
-        sizes = file_sizes(self.image_path, self.annotation_path)
-        return f"{sizes} in {self.canvas[0]}x{self.canvas[1]}"
+        return self._in_canvas(contents(self.image_path, self.annotation_path))
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        return self._in_canvas(file_sizes(self.image_path, self.annotation_path))
+
+    def _in_canvas(self, files: str) -> str:
+        return f"{files} in {self.canvas[0]}x{self.canvas[1]}"
 
     def image(self) -> np.ndarray:
         """(h, w, 3) uint8 RGB."""
@@ -87,16 +105,29 @@ class PhotoSource:
         try:
             ids = self.read_annotation()
         except D2CityscapesError as error:
-            return [*found, str(error)]
+            return list(dict.fromkeys([*found, str(error)]))
         if not found:
-            height, width = _photo_size(self.image_path)
-            if abs(ids.shape[0] * width - ids.shape[1] * height) > _SAME_SHAPE * ids.size:
-                found.append(
-                    f"{self.annotation_path}: annotation of {ids.shape}, image of "
-                    f"{(height, width)} (H, W)"
-                )
+            try:
+                self.check_shape(ids.shape)
+            except SourceError as error:
+                found.append(str(error))
         unknown = check_ids(ids, ids.shape, table)
         return [*found, *(f"{self.annotation_path}: {problem}" for problem in unknown)]
+
+    def check_shape(self, size: Size) -> None:
+        """Compare (H, W) of the annotation with the header of the photograph.
+
+        Raises:
+            SourceError: another shape, or a size that no annotation has.
+            D2CityscapesError: the photograph is missing or damaged.
+        """
+        height, width = _photo_size(self.image_path)
+        check_size(self.annotation_path, size, error_type=SourceError)
+        other_shape = abs(size[0] * width - size[1] * height) > _SAME_SHAPE * size[0] * size[1]
+        if other_shape or size[0] > _LARGEST_SCALE * height:
+            raise SourceError(
+                f"{self.annotation_path}: annotation of {size}, image of {(height, width)} (H, W)"
+            )
 
 
 def fit(size: Size, canvas: Size) -> Size:
@@ -109,29 +140,54 @@ def fit(size: Size, canvas: Size) -> Size:
     return max(1, round(height * most_columns / width)), most_columns
 
 
+def _is_png(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
 def _photo_size(path: Path) -> Size:
-    """(H, W) from the header of a file."""
-    if path.suffix == ".png":
+    """(H, W) of the photograph as it is shown, from the header of its file."""
+    if _is_png(path):
         return read_header(path).size
     with _errors(path), Image.open(path, formats=["JPEG"]) as picture:
-        return picture.height, picture.width
+        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        size = picture.size if turned else picture.size[::-1]
+    check_size(path, size, error_type=SourceError)
+    return size
 
 
 def _check_photo(path: Path) -> None:
     """Look at a file without decoding it: the checksums of a PNG, begin and end of a JPEG."""
-    if path.suffix == ".png":
+    if not path.exists() and not path.is_symlink():
+        raise SourceError(f"{path}: missing{missing_file(path)}")
+    if _is_png(path):
         check_png(path, RGB)
         return
     _photo_size(path)
     with _errors(path):
-        check_end(path, _JPEG_END)
+        _check_jpeg_end(path)
+
+
+def _check_jpeg_end(path: Path) -> None:
+    """OSError where a JPEG has no end. What lies behind it, as the film of a "motion photo", is
+    passed over; what lies in front of the picture, as a thumbnail with an end of its own, too."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        if _JPEG_END in file.read():
+            return
+        file.seek(0)
+        data = file.read()
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position : position + 2] != _JPEG_SCAN:
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    if _JPEG_END not in data[position:]:
+        raise OSError("truncated")
 
 
 def _read_photo(path: Path) -> Image.Image:
-    if path.suffix == ".png":
+    if _is_png(path):
         return Image.fromarray(read_png(path, RGB))
     with _errors(path), Image.open(path, formats=["JPEG"]) as picture:
-        return picture.convert("RGB")
+        return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def _errors(path: Path) -> AbstractContextManager[None]:

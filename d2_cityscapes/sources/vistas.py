@@ -8,6 +8,7 @@ Shape letters: H, W pixels.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from d2_cityscapes.png import RGB, check_png
 from d2_cityscapes.sources.check import Size, check_limit
 from d2_cityscapes.sources.coco_panoptic import CocoPng, read_coco_panoptic
 from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.listing import by_name, list_files
 from d2_cityscapes.sources.photo import PhotoSource
 
 __all__ = ["DEFAULT_CANVAS", "DEFAULT_PARTITIONS", "VistasSource", "find_splits"]
@@ -28,6 +30,7 @@ DEFAULT_CANVAS = (1536, 2048)
 DEFAULT_PARTITIONS = {"train": 32, "val": 4}
 _FOLDERS = {"train": "training", "val": "validation"}
 _JSON = "panoptic_2018.json"
+_PHOTOS = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class VistasSource(PhotoSource):
     """
 
     segments: CocoPng
+
+    @property
+    def fingerprint(self) -> str:
+        # what the segments are stands in the JSON of all images
+        listed = repr((self.segments.segment_ids, self.segments.instance_ids))
+        return f"{super().fingerprint} {zlib.crc32(listed.encode()):08x}"
 
     def read_annotation(self) -> np.ndarray:
         """(H, W) uint16 instance ids."""
@@ -79,7 +88,7 @@ def _find_split(root: Path, split: str, canvas: Size) -> list[VistasSource]:
     if split not in _FOLDERS:
         raise SourceError(f"split {split!r}; Mapillary Vistas has {', '.join(_FOLDERS)}")
     folder = root / _FOLDERS[split]
-    photos = {path.stem: path for path in folder.glob("images/*.jpg")}
+    photos = by_name(list_files(folder / "images", "*", "", _PHOTOS), lambda path: path.stem)
     jsons = [folder / place / "panoptic" / _JSON for place in (".", "v1.2")]
     json_path = next((path for path in jsons if path.is_file()), None)
     if not photos or json_path is None:

@@ -155,8 +155,8 @@ def test_a_truncated_picture_is_named(tree):
 def test_a_wrong_folder_and_a_wrong_split(tree):
     with pytest.raises(SourceError, match="no leftImg8bit/train"):
         find_sources(tree / "gtFine", "train")
-    with pytest.raises(SourceError, match="Cityscapes has train, val, train_extra"):
-        find_sources(tree, "test")
+    with pytest.raises(SourceError, match="Cityscapes has train, val, train_extra, test"):
+        find_sources(tree, "demoVideo")
     shutil.rmtree(tree / "gtFine")
     with pytest.raises(SourceError, match="no gtFine/train"):
         find_sources(tree, "train")
@@ -187,7 +187,7 @@ def test_cities_of_several_splits(cityscapes_tree):
 
 def test_partitions_are_parsed():
     assert parse_partitions([]) == DEFAULT_PARTITIONS
-    assert parse_partitions(["val=2", "train=16"]) == {"train": 16, "val": 2, "train_extra": 16}
+    assert parse_partitions(["val=2", "train=16"]) == DEFAULT_PARTITIONS | {"train": 16, "val": 2}
 
 
 @pytest.mark.parametrize("argument", ["train=0", "foo=3", "train=x", "train", "=3", "val=-1", ""])

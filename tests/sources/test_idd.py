@@ -79,6 +79,11 @@ def test_polygons_cover_what_the_official_cityscapes_tool_draws():
     np.testing.assert_array_equal(draw_polygons(objects, (48, 64)), lookup[official])
 
 
+def far(x: float) -> dict:
+    """A polygon with a point at (x, 0)."""
+    return {"label": "car", "polygon": [[0, 0], [x, 0], [1, 1]]}
+
+
 def scene(size: tuple[int, int]) -> list[dict]:
     """Road below a sky, two cars and a rider, for an (H, W) image."""
     height, width = size
@@ -154,11 +159,16 @@ def _write(path, **changes):
         (lambda path: path.write_text("{"), "not a file of polygons"),
         (lambda path: path.write_text("[]"), "not a file of polygons"),
         (lambda path: _write(path, objects=[{"label": "car"}]), "not a file of polygons"),
-        (lambda path: _write(path, objects=[box("cow", 0, 0, 2, 2)]), "object 0 has the label 'c"),
-        (
-            lambda path: _write(path, objects=[{"label": "car", "polygon": [[1, 1]]}]),
-            "object 0 (car) has a polygon of 1 points",
-        ),
+        (lambda path: path.write_text("[" * 100_000), "not a file of polygons"),
+        (lambda path: _write(path, objects=[{"label": 3, "polygon": []}] * 2 + [3]), "not a file"),
+        (lambda path: _write(path, objects=[far(float("nan"))]), "points far outside of the image"),
+        (lambda path: _write(path, objects=[far(float("inf"))]), "points far outside of the image"),
+        (lambda path: _write(path, objects=[far(10**30)]), "points far outside of the image"),
+        (lambda path: _write(path, imgHeight=0, imgWidth=0), "says that it is 0 x 0 (H x W)"),
+        (lambda path: _write(path, imgHeight=-36, imgWidth=-64), "says that it is -36 x -64"),
+        (lambda path: _write(path, imgHeight=10**6, imgWidth=10**6), "says that it is 1000000 x"),
+        (lambda path: _write(path, imgHeight=9000, imgWidth=16000), "of (9000, 16000), image of ("),
+        (lambda path: _write(path, imgHeight=36.0), "not a file of polygons"),
         (
             lambda path: _write(path, objects=[box("car", 0, 0, 1, 1)] * 1001),
             "more than 1000 instances of car",

@@ -98,6 +98,11 @@ class Prefetcher:
     def num_workers(self) -> int:
         return self._loader.num_workers
 
+    @property
+    def images(self) -> Any:
+        """What is trained on, see `TrainLoader`."""
+        return getattr(self._loader, "images", None)
+
     def state_dict(self) -> dict[str, int]:
         return self._loader.state_dict() if self._state is None else dict(self._state)
 
