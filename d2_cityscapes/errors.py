@@ -5,14 +5,18 @@ Also what several of these lines have in common: lists cut short, and the names 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import linecache
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = [
     "INTERRUPTED",
     "D2CityscapesError",
     "MissingDetectron2Error",
+    "building",
     "first_few",
     "nearest",
     "run",
@@ -20,6 +24,8 @@ __all__ = [
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 _IN_ONE_LINE = 8  # problems
+# Who says what a config has wrong by an assertion, and who is ours.
+_FOREIGN, _OURS = ("detectron2", "fvcore"), __name__.partition(".")[0]
 
 
 class D2CityscapesError(Exception):
@@ -62,6 +68,47 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """
     found = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f"; nearest: {', '.join(found)}" if found else ""
+
+
+@contextlib.contextmanager
+def building(what: str) -> Iterator[None]:
+    """Make one line of what Detectron2 raises while it builds something from a config.
+
+    Of the frames of this package, of Detectron2 and of fvcore, the innermost decides: where it is
+    ours, the error is a defect of ours, and stays as it is.
+
+    Args:
+        what: is built, e.g. "the model".
+
+    Raises:
+        D2CityscapesError: naming the component and the reason.
+    """
+    try:
+        yield
+    except D2CityscapesError:
+        raise
+    except Exception as error:
+        place = _place(error)
+        if place is None:
+            raise
+        reason = " ".join(str(error).split())
+        raise D2CityscapesError(
+            f"{what} cannot be built from this config: {place}: {type(error).__name__}"
+            f"{': ' * bool(reason)}{reason}"
+        ) from error
+
+
+def _place(error: Exception) -> str | None:
+    """Component, and line of code where there are no other words, if it is not a place of ours."""
+    for frame, number in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] == _OURS:
+            return None
+        if module.partition(".")[0] in _FOREIGN:
+            line = linecache.getline(frame.f_code.co_filename, number).strip()
+            shown = f" ({line})" if line and not str(error).strip() else ""
+            return f"{module}, {frame.f_code.co_qualname}{shown}"
+    return None
 
 
 def run(main: Callable[[], int | None]) -> None:

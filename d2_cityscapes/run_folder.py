@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 __all__ = [
     "CONFIG",
+    "EVALUATION_CONFIG",
     "FINAL",
     "FINAL_AVERAGE",
     "LAST_CHECKPOINT",
     "METRICS",
     "PICTURES",
     "RESULTS",
+    "evaluation_folder",
 ]
 
 # Detectron2's: the config as it was read, a JSON object for each log line, the weights behind the
@@ -22,3 +27,26 @@ LAST_CHECKPOINT = "last_checkpoint"
 FINAL_AVERAGE = "model_final_ema.pth"
 RESULTS = "results.json"
 PICTURES = "pictures"
+# Of an evaluation alone: its config, by which its folder is told from that of a training.
+EVALUATION_CONFIG = "evaluation.yaml"
+
+_EVALUATIONS = "evaluation"  # folder of those of a training's folder
+_OF_A_TRAINING = (CONFIG, METRICS, LAST_CHECKPOINT, FINAL, FINAL_AVERAGE)
+
+
+def evaluation_folder(output_dir: str | Path, datasets: Sequence[str]) -> Path:
+    """Where an evaluation alone writes, so that it never touches the record of a training.
+
+    That is ``output_dir`` itself where no training, and no results of other origin, are; else
+    evaluation/DATASET below it (A+B for two of them). The same evaluation finds the same folder
+    again.
+
+    Args:
+        output_dir: OUTPUT_DIR of the config.
+        datasets: the names of what is evaluated on.
+    """
+    folder = Path(output_dir)
+    foreign = (folder / RESULTS).exists() and not (folder / EVALUATION_CONFIG).exists()
+    if foreign or any((folder / name).exists() for name in _OF_A_TRAINING):
+        return folder / _EVALUATIONS / "+".join(datasets).replace("/", "_")
+    return folder

@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.dependencies import require_detectron2
 
     require_detectron2()
-    from d2_cityscapes.engine.checks.config import check_model_config
+    from d2_cityscapes.engine.checks.values import check_values
     from d2_cityscapes.engine.setup import load_config
     from d2_cityscapes.files import check_outputs
     from d2_cityscapes.modeling.anchors.generator import fit_anchors
 
     cfg = load_config(args.config_file, args.opts)
-    check_model_config(cfg, train=True)
+    check_values(cfg)
     check_outputs([args.output, args.output.with_suffix(".png")], [args.config_file])
     found = fit_anchors(cfg, args.output)
     print(f"{found.num_boxes} boxes of {', '.join(found.datasets)}, resized by {found.resize}")

@@ -37,10 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     require_detectron2()
+    from d2_cityscapes.engine.checks.config import check_model_config
     from d2_cityscapes.engine.prediction import predict_pictures
     from d2_cityscapes.engine.setup import check_weights_file, load_config
+    from d2_cityscapes.files import check_folder
 
     cfg = load_config(args.config_file, args.opts, train=False)
+    check_model_config(cfg)
     check_weights_file(cfg)
+    check_folder(args.output)
     count = predict_pictures(cfg, args.input, args.output)
     print(f"{count} pictures in {args.output}")

@@ -64,12 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     require_detectron2()
-    from d2_cityscapes.files import write_atomically
+    from d2_cityscapes.files import check_folder, write_atomically
     from d2_cityscapes.report.curves import draw_loss_curves
     from d2_cityscapes.report.run import find_runs, write_report
     from d2_cityscapes.report.stage_table import write_stage_tables
     from d2_cityscapes.stages.run import plan_stages, run_stages, stage_results, summary
 
+    check_folder(args.output_dir)
     plan = plan_stages(
         args.output_dir, config_dir=args.config_dir, stages=args.stages, opts=args.opts
     )

@@ -14,16 +14,15 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from d2_cityscapes.config import get_cfg, model_tasks
+from d2_cityscapes.config import get_cfg
 from d2_cityscapes.data.loader import training_dicts
 from d2_cityscapes.errors import D2CityscapesError, nearest
-from d2_cityscapes.evaluation.expected import parse_expected
+from d2_cityscapes.files import expanded
 
 __all__ = [
     "LENGTHS",
     "ConfigError",
     "check_datasets",
-    "check_expected_results",
     "check_gpus",
     "check_weights_file",
     "images_per_step",
@@ -80,11 +79,13 @@ def load_config(
     if config_file:
         if not Path(config_file).is_file():
             raise ConfigError(f"{config_file}: no such config file")
-        _merge(cfg, str(config_file), lambda: cfg.merge_from_file(str(config_file)))
+        # Detectron2's default would run the code that a file with Python tags names.
+        _merge(cfg, config_file, lambda: cfg.merge_from_file(str(config_file), allow_unsafe=False))
     opts = list(opts)
     if len(opts) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; {opts[-1]!r} has no value")
     _merge(cfg, "command line", lambda: cfg.merge_from_list(opts))
+    _expand_paths(cfg)
     if train:
         _settle_lengths(cfg, opts[::2])
     _settle_device(cfg)
@@ -132,23 +133,6 @@ def validation_dataset(cfg: CfgNode) -> str:
             "TEST.VAL_LOSS_DATASET or DATASETS.TEST"
         )
     return names[0]
-
-
-def check_expected_results(cfg: CfgNode) -> None:
-    """Refuse entries of TEST.EXPECTED_RESULTS that no evaluation of this config can meet.
-
-    Raises:
-        D2CityscapesError: an entry of another form, or of a task or dataset that is not scored.
-    """
-    for entry in parse_expected(cfg.TEST.EXPECTED_RESULTS):
-        if entry.task not in model_tasks(cfg):
-            raise ConfigError(
-                f"TEST.EXPECTED_RESULTS: {entry}: the model predicts {', '.join(model_tasks(cfg))}"
-            )
-        if entry.dataset not in (None, *cfg.DATASETS.TEST):
-            raise ConfigError(
-                f"TEST.EXPECTED_RESULTS: {entry}: DATASETS.TEST is {', '.join(cfg.DATASETS.TEST)}"
-            )
 
 
 def images_per_step(cfg: CfgNode) -> int:
@@ -225,6 +209,7 @@ def _check_registered(names: Iterable[str]) -> None:
 
 
 def _settle_device(cfg: CfgNode) -> None:
+    _check_device(cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no CUDA device found: MODEL.DEVICE is cpu")
         cfg.MODEL.DEVICE = "cpu"
@@ -233,7 +218,28 @@ def _settle_device(cfg: CfgNode) -> None:
             cfg.SOLVER.AMP.ENABLED = False
 
 
-def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
+def _check_device(name: str) -> None:
+    """Refuse a MODEL.DEVICE that this PyTorch, or this machine, does not have."""
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(1, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ConfigError(f"MODEL.DEVICE {name!r}: use cpu, cuda or cuda:NUMBER") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and torch.cuda.is_available() and (device.index or 0) >= max(count, 1):
+        raise ConfigError(f"MODEL.DEVICE {name!r}: this machine has {count} GPUs, from cuda:0 on")
+
+
+def _expand_paths(cfg: CfgNode) -> None:
+    """Replace ~ and $VARIABLES, which no shell sees in a file or behind a quote."""
+    cfg.MODEL.WEIGHTS = expanded(cfg.MODEL.WEIGHTS)
+    cfg.OUTPUT_DIR = expanded(cfg.OUTPUT_DIR)
+    kmeans = cfg.MODEL.ANCHOR_GENERATOR.KMEANS
+    kmeans.SOURCE = expanded(kmeans.SOURCE)
+
+
+def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], None]) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
@@ -243,7 +249,13 @@ def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
             message = f"unknown config key {unknown[1]}{nearest(unknown[1], _all_keys(cfg))}"
         if "(<class 'float'> vs. <class 'int'>)" in message:
             message += "; write it with a decimal point"
+        if isinstance(error, yaml.constructor.ConstructorError) and "tag:" in message:
+            message += "; values with tags are not read, as they may run code: write plain ones"
         raise ConfigError(f"{source}: {message}") from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{source}: not a config, which maps keys to values ({error})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested without end; does _BASE_ lead back to it?") from error
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

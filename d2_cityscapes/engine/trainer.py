@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 import weakref
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, default_setup
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import (
     CallbackHook,
     EvalHook,
@@ -32,41 +31,40 @@ from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, see
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.drawing.pictures import PictureWriter
-from d2_cityscapes.engine.checkpoints.averaging import AveragingHook, check_averaging, final_weights
+from d2_cityscapes.engine.checkpoints.averaging import AveragingHook, final_weights
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
-from d2_cityscapes.engine.checkpoints.resume import check_freeze_settings, freeze_settings
-from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
-from d2_cityscapes.engine.distributed import (
-    check_step_size,
-    distribute,
-    scale_to_world,
+from d2_cityscapes.engine.checkpoints.resume import (
+    changed_settings,
+    check_states,
+    parameter_names,
+    regrouped,
+    run_settings,
 )
+from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
+from d2_cityscapes.engine.distributed import distribute, scale_to_world
 from d2_cityscapes.engine.hooks import EvaluationHook, FreezeHook
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
 from d2_cityscapes.engine.profiling import ProfileHook
 from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
 from d2_cityscapes.engine.setup import (
     ConfigError,
-    check_datasets,
-    check_expected_results,
-    check_weights_file,
     images_per_step,
-    load_config,
 )
+from d2_cityscapes.engine.start import checked_config, setup
 from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_parameters
 from d2_cityscapes.engine.step.prefetch import Prefetcher
 from d2_cityscapes.engine.step.schedules import (
     PlateauHook,
     PlateauLR,
     build_lr_scheduler,
-    check_schedule,
+    resume_rates,
 )
-from d2_cityscapes.engine.step.training_step import build_training_step, check_training_step
+from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
+from d2_cityscapes.errors import building
 from d2_cityscapes.evaluation.evaluators import ShardEvaluators, build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
-from d2_cityscapes.modeling.anchors.generator import resolve_anchors
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import unwrap
 from d2_cityscapes.run_folder import PICTURES, RESULTS
@@ -125,6 +123,7 @@ class Trainer(DefaultTrainer):
         return Prefetcher(loader, cfg.MODEL.DEVICE) if cfg.DATALOADER.PREFETCH else loader
 
     @classmethod
+    @building("the test loader")
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper = CityscapesShardMapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
@@ -193,22 +192,33 @@ class Trainer(DefaultTrainer):
         return super().state_dict() | {
             "_trainer": self._trainer.state_dict(),
             "data": self.data_loader.state_dict(),
-            "freeze": freeze_settings(self.cfg),
-            "images_per_step": images_per_step(self.cfg),
+            "parameters": self._parameters(),
+            **run_settings(self.cfg),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         checkpoint = self.checkpointer.get_checkpoint_file()
-        check_freeze_settings(state_dict.get("freeze"), self.cfg, checkpoint)
-        check_step_size(state_dict.get("images_per_step"), self.cfg, checkpoint)
+        check_states(state_dict, self.cfg, checkpoint)
+        base_lrs = list(self.scheduler.base_lrs)
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        step = dict(state_dict["_trainer"])
+        saved, now = state_dict.get("parameters"), self._parameters()
+        step["optimizer"] = regrouped(step["optimizer"], saved, now, checkpoint)
+        self._trainer.load_state_dict(step)
+        if self.iter + 1 < self.max_iter:
+            resume_rates(self.scheduler, base_lrs)
+            changed = changed_settings(state_dict, self.cfg)
+            if changed:
+                logger.warning("from iteration %d on: %s", self.iter + 1, ", ".join(changed))
         data = state_dict.get("data")
         if data is None:
             seen = (self.iter + 1) * images_per_step(self.cfg)
             logger.warning("checkpoint without a position in the data: going on at image %d", seen)
             data = {"seed": self.data_loader.seed, "position": seen}
         self.data_loader.load_state_dict(data)
+
+    def _parameters(self) -> list[list[str]]:
+        return parameter_names(unwrap(self.model), self.optimizer)
 
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()
@@ -260,31 +270,6 @@ def _sign_results(trainer: Trainer) -> None:
     results = Path(trainer.cfg.OUTPUT_DIR) / RESULTS
     if trainer.iter >= trainer.max_iter:  # not after an error in the last step
         add_weights(results, final_weights(trainer.cfg))
-
-
-def checked_config(args: argparse.Namespace) -> CfgNode:
-    """Read the config of a command line and check what it points at.
-
-    Anchors of KMEANS.SOURCE are written into the config, and so into OUTPUT_DIR/config.yaml.
-    """
-    cfg = load_config(args.config_file, args.opts, train=not args.eval_only)
-    cfg = resolve_anchors(cfg)
-    check_weights_file(cfg)
-    check_datasets(cfg, train=not args.eval_only)
-    if not args.eval_only:
-        check_schedule(cfg)
-        check_training_step(cfg)
-        check_averaging(cfg)
-    check_expected_results(cfg)
-    return cfg
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """`checked_config`, and logs and seeds set up for it."""
-    cfg = checked_config(args)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_cityscapes")
-    return cfg
 
 
 def train(

@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 
 from d2_cityscapes.convert import convert_file
 from d2_cityscapes.engine.checkpoints.averaging import final_weights
-from d2_cityscapes.engine.setup import check_datasets, check_weights_file, load_config
-from d2_cityscapes.engine.step.schedules import check_schedule
+from d2_cityscapes.engine.checks.config import check_config
+from d2_cityscapes.engine.setup import check_weights_file, load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, ResultsError, percent_text, read_results
@@ -130,8 +130,7 @@ def plan_stages(
             )
         if "MODEL.WEIGHTS" not in stage.opts[len(opts) :]:
             check_weights_file(cfg)
-        check_datasets(cfg, train=True)
-        check_schedule(cfg)
+        check_config(cfg, train=True)
         if stage.has_begun:
             check_settings(stage.output_dir, cfg)
         plan.append(stage)

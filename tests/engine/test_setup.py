@@ -88,6 +88,68 @@ def test_wrong_files(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("folder", ["", "base/"])
+def test_files_run_no_code(tmp_path, folder):
+    """Neither a file with Python tags, nor one that it is based on."""
+    (tmp_path / "base").mkdir()
+    marker = tmp_path / "ran"
+    for hostile in (
+        f'OUTPUT_DIR: !!python/object/apply:os.system ["touch {marker}"]',
+        f"OUTPUT_DIR: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path"
+        f' ["{marker}"]]',
+        "OUTPUT_DIR: !!python/object/new:type {args: [z, !!python/tuple [], {}]}",
+        "SOLVER: {STEPS: !!python/tuple [1, 2]}",
+    ):
+        (tmp_path / folder / "hostile.yaml").write_text(hostile + "\n")
+        if folder:
+            (tmp_path / "hostile.yaml").write_text("_BASE_: base/hostile.yaml\n")
+        with pytest.raises(ConfigError, match=r"hostile.yaml: .*tag.*write plain ones") as caught:
+            load_config(tmp_path / "hostile.yaml")
+        assert "\n" not in str(caught.value) and not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "null", "- 1", "SOLVER", "3", "1: 2", "SOLVER: 3", "SOLVER: {MAX_ITER: {a: 1}}",
+        "_BASE_: nowhere.yaml", "_BASE_: 3", "_BASE_: odd.yaml", "VERSION: x", "\0", "a: *b",
+        "SOLVER: null", "? [a]\n: 1", "[" * 3000,
+    ],
+)  # fmt: skip
+def test_odd_files_are_one_line(tmp_path, content):
+    file = tmp_path / "odd.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"odd.yaml: ") as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", "/runs")
+    file = tmp_path / "config.yaml"
+    file.write_text("MODEL: {WEIGHTS: ~/weights.pth}\nOUTPUT_DIR: $RUNS/a\n")
+    cfg = load_config(file, ["MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE", "${RUNS}/anchors.json"])
+    assert f"{tmp_path}/weights.pth" == cfg.MODEL.WEIGHTS and cfg.OUTPUT_DIR == "/runs/a"
+    assert cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE == "/runs/anchors.json"
+    address = "detectron2://ImageNet/$RUNS.pkl"
+    assert address == load_config("", ["MODEL.WEIGHTS", address]).MODEL.WEIGHTS
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:x", "cudax", "cpu:-3"])
+def test_devices_that_there_are_not(device):
+    with pytest.raises(ConfigError, match=f"MODEL.DEVICE '{device}': use cpu, cuda or cuda:NUMBER"):
+        load_config("", ["MODEL.DEVICE", device])
+
+
+def test_a_gpu_that_this_machine_does_not_have(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert load_config("", ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+    with pytest.raises(ConfigError, match="'cuda:2': this machine has 2 GPUs"):
+        load_config("", ["MODEL.DEVICE", "cuda:2"])
+
+
 @pytest.fixture
 def training_set():
     """(images, how many of them without objects) -> overrides that train on such a dataset."""

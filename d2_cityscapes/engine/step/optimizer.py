@@ -9,6 +9,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.errors import building
 from d2_cityscapes.modeling.freezing.freeze import later_parameters_on
 
 __all__ = ["build_optimizer", "optimized_parameters"]
@@ -16,6 +17,7 @@ __all__ = ["build_optimizer", "optimized_parameters"]
 _KINDS = {"SGD": torch.optim.SGD, "ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}
 
 
+@building("the optimizer")
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer over the parameters of a model that train, now or later.
 
@@ -26,7 +28,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     CLIP_GRADIENTS act on all three. Adam's weight decay is L2, AdamW's is decoupled.
 
     SOLVER.FUSED changes no result beyond rounding. The states of fused and other optimizers take
-    each other's place, in either layout of memory.
+    each other's place, in either layout of memory. Of a loaded state the settings of the groups do
+    not count: weight decay, momentum and the like stay those of the config.
 
     Raises:
         ConfigError: another name, settings that PyTorch refuses, or no fused optimizer for the
@@ -48,7 +51,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         raise ConfigError(f"SOLVER.OPTIMIZER {name!r}: {error}") from error
     if clip.ENABLED:
         optimizer.register_step_pre_hook(lambda optimizer, *_: _clip_gradients(optimizer, clip))
-    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+    optimizer.register_load_state_dict_pre_hook(_keep_settings)
     if cfg.SOLVER.FUSED:
         optimizer.register_step_pre_hook(lambda optimizer, *_: _complete_state(optimizer))
     return optimizer
@@ -96,14 +99,16 @@ def _check_fused(name: str, device: torch.device) -> None:
         ) from error
 
 
-def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """A loaded state does not decide how the optimizer computes, which its groups say too."""
+def _keep_settings(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """A loaded state does not decide how the optimizer steps, which its groups say too.
+
+    Only its rates stay, which a schedule has moved; see `resume_rates`.
+    """
     own, saved = optimizer.param_groups, state["param_groups"]
     if len(own) != len(saved):
         return state  # PyTorch refuses it
-    names = ("fused", "foreach")
     groups = [
-        other | {name: group[name] for name in names if name in group}
+        group | {"params": other["params"], "lr": other["lr"]}
         for group, other in zip(own, saved, strict=True)
     ]
     return state | {"param_groups": groups}

@@ -18,8 +18,9 @@ from fvcore.common.param_scheduler import (
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.errors import building
 
-__all__ = ["PlateauHook", "PlateauLR", "build_lr_scheduler", "check_schedule"]
+__all__ = ["PlateauHook", "PlateauLR", "build_lr_scheduler", "check_schedule", "resume_rates"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class PlateauHook(HookBase):
             self.trainer.scheduler.step_validation(loss)
 
 
+@building("the schedule")
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """Build the scheduler that SOLVER.LR_SCHEDULER_NAME names, stepped once an iteration.
 
@@ -149,6 +151,20 @@ def check_schedule(cfg: CfgNode) -> None:
         ConfigError: an unknown name, or settings that it cannot use.
     """
     build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], lr=1.0))
+
+
+def resume_rates(scheduler: LRMultiplier, base_lrs: list[float]) -> None:
+    """Go on at the rates of the config, once scheduler and optimizer have loaded their states.
+
+    They are those of the state to the bit, unless the config has changed.
+
+    Args:
+        base_lrs: of the scheduler before it loaded its state, which has those of that training.
+    """
+    scheduler.base_lrs = base_lrs
+    scheduler._last_lr = scheduler.get_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def _cosine(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:

@@ -16,6 +16,7 @@ from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.modeling.box_head import GIOU_LOSS, scale_losses
+from d2_cityscapes.modeling.classes import check_num_classes
 from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
 from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
@@ -73,7 +74,9 @@ class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         table = label_table_of(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)
-        _check(cfg, table)
+        check_num_classes(cfg, table, cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)
+        if not cfg.MODEL.MASK_ON:
+            raise D2CityscapesError("MODEL.MASK_ON is False; SeamlessPanoptic needs True")
         own = {
             "table": table,
             "combine": cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
@@ -169,20 +172,3 @@ class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
                 table=self.table,
             )
         return result
-
-
-def _check(cfg: CfgNode, table: LabelTable) -> None:
-    """Refuse a config that would train, but on classes that mean something else."""
-    expected = {
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (
-            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            len(table.classes),
-        ),
-        "MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(table.things)),
-        "MODEL.MASK_ON": (cfg.MODEL.MASK_ON, True),
-    }
-    for key, (value, wanted) in expected.items():
-        if value != wanted:
-            raise D2CityscapesError(
-                f"{key} is {value}; SeamlessPanoptic needs {wanted} for {table.name}"
-            )

@@ -107,9 +107,12 @@ def test_refuses_other_classes(panoptic_cfg, key, value):
 def test_the_classes_are_those_of_the_dataset(repository):
     opts = ["DATASETS.TRAIN", '("idd_shards_train",)', "MODEL.DEVICE", "cpu"]
     config = repository / "configs" / "quick" / "panoptic.yaml"
+    with pytest.raises(D2CityscapesError, match=r"NUM_CLASSES is 8; .* needs 9 for idd"):
+        build_model(load_config(config, opts))
+    opts += ["MODEL.ROI_HEADS.NUM_CLASSES", "9"]
     with pytest.raises(D2CityscapesError, match=r"NUM_CLASSES is 19; .* needs 26 for idd"):
         build_model(load_config(config, opts))
-    opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "26", "MODEL.ROI_HEADS.NUM_CLASSES", "9"]
+    opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "26"]
     model = build_model(load_config(config, opts)).eval()
     with torch.no_grad():
         (found,) = model([{"image": torch.zeros(3, 64, 128, dtype=torch.uint8)}])

@@ -1,0 +1,1 @@
+"""What a config is checked for before hours are spent."""

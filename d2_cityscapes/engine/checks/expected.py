@@ -1,0 +1,37 @@
+"""TEST.EXPECTED_RESULTS against what the evaluators of a config will give."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from d2_cityscapes.config import model_tasks
+from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.errors import nearest
+from d2_cityscapes.evaluation.evaluators import known_metrics
+from d2_cityscapes.evaluation.expected import parse_expected
+
+__all__ = ["check_expected_results"]
+
+
+def check_expected_results(cfg: CfgNode) -> None:
+    """Refuse entries of TEST.EXPECTED_RESULTS that no evaluation of this config can meet.
+
+    Raises:
+        D2CityscapesError: an entry of another form, or of a task, dataset or metric that is not
+            scored.
+    """
+    scored = cfg.DATASETS.TEST
+    for entry in parse_expected(cfg.TEST.EXPECTED_RESULTS):
+        refused = f"TEST.EXPECTED_RESULTS: {entry}: "
+        if entry.task not in model_tasks(cfg):
+            raise ConfigError(f"{refused}the model predicts {', '.join(model_tasks(cfg))}")
+        if entry.dataset not in (None, *scored):
+            raise ConfigError(f"{refused}DATASETS.TEST is {', '.join(scored)}")
+        for dataset in [entry.dataset] if entry.dataset else scored:
+            metrics = known_metrics(dataset, entry.task)
+            if entry.metric not in metrics:
+                means = ", ".join(metric for metric in metrics if "-" not in metric)
+                raise ConfigError(
+                    f"{refused}{entry.task} has no {entry.metric} on {dataset}"
+                    f"{nearest(entry.metric, metrics) or f'; it has {means}'}"
+                )

@@ -1,0 +1,34 @@
+"""The meta-architecture of a config: one that there is, and that trains on shards."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.errors import nearest
+
+__all__ = ["check_architecture"]
+
+# Detectron2's own that do not work with the targets and evaluators of this package, and what does.
+_REPLACED = {
+    "PanopticFPN": "its classes of stuff are not train ids; use SeamlessPanoptic",
+    "ProposalNetwork": "it predicts no classes; use StagedRCNN",
+}
+
+
+def check_architecture(cfg: CfgNode) -> None:
+    """Refuse a MODEL.META_ARCHITECTURE that cannot be used, before anything expensive starts.
+
+    Raises:
+        ConfigError: unknown, or one of Detectron2 that does not work on shards.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = [known for known, _ in META_ARCH_REGISTRY if known not in _REPLACED]
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {name!r}: there is none of this name"
+            f"{nearest(name, known) or '; use one of ' + ', '.join(known)}"
+        )
+    if name in _REPLACED:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE {name!r}: {_REPLACED[name]}")
