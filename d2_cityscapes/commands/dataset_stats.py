@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.labels import LABEL_TABLES
 
 __all__ = ["main"]
 
@@ -23,11 +24,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shards",
         type=Path,
-        default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "cityscapes_shards",
+        default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+        / "cityscapes_shards",
         metavar="DIR",
         help="the shard folder, found through $DETECTRON2_DATASETS",
     )
-    parser.add_argument("--split", required=True, help="train, val or train_extra")
+    parser.add_argument("--split", required=True, help="train, val, train_extra or test")
+    parser.add_argument(
+        "--labels",
+        choices=sorted(LABEL_TABLES),
+        help="the classes; without it, those that the shards were made with",
+    )
     parser.add_argument(
         "--partitions",
         type=int,
@@ -46,14 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from d2_cityscapes.data import ShardReader
     from d2_cityscapes.files import write_atomically
-    from d2_cityscapes.labels import CITYSCAPES
+    from d2_cityscapes.shards.reader import built_in_table
     from d2_cityscapes.shards.statistics import dataset_statistics, plot_statistics
     from d2_cityscapes.shards.statistics_text import format_statistics
 
     partitions = sorted(set(args.partitions)) if args.partitions else None
-    reader = ShardReader(args.shards, split=args.split, partitions=partitions)
+    table = LABEL_TABLES[args.labels] if args.labels else built_in_table(args.shards)
+    reader = ShardReader(args.shards, split=args.split, partitions=partitions, table=table)
     tables = (reader.table(index) for index in range(len(reader)))
-    statistics = dataset_statistics(tables, CITYSCAPES)
+    statistics = dataset_statistics(tables, table)
     title = args.split
     if partitions:
         title += f", partitions {' '.join(map(str, partitions))}"

@@ -16,6 +16,9 @@ On a small disk, --image-codec stores it without loss in less, and reads it slow
   zstd         3.0 MB,  5 ms a read (none: 0.25 ms)
   jpeg2000-ht  1.9 MB, 22 ms a read; needs pip install imagecodecs
 
+What is odd in a tree is read, passed over with one line that counts it, or refused:
+datasets/README.md has the table.
+
 Images of IDD and Vistas differ in size. Each takes the room of --size, and keeps its own size;
 only one that is larger is shrunk until it fits, with its annotation.
 
@@ -54,15 +57,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--splits",
         nargs="+",
         default=["train", "val"],
-        help="of train, val, and in Cityscapes train_extra",
+        help="of train, val, and in Cityscapes train_extra and test (to write submissions for)",
     )
     parser.add_argument(
         "--partitions",
         nargs="+",
         default=[],
         metavar="SPLIT=N",
-        help="number of shards of a split; without it train=8 val=4 train_extra=16, of Vistas "
-        "train=32 val=4",
+        help="number of shards of a split; without it train=8 val=4 train_extra=16 test=4, of "
+        "Vistas train=32 val=4",
     )
     parser.add_argument(
         "--cities", nargs="+", default=[], help="only these cities of Cityscapes; none: all"

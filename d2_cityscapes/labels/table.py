@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-__all__ = ["INSTANCE_DIVISOR", "VOID_TRAIN_ID", "LabelClass", "LabelTable"]
+from d2_cityscapes.errors import D2CityscapesError, first_few
+
+__all__ = ["INSTANCE_DIVISOR", "VOID_TRAIN_ID", "LabelClass", "LabelTable", "LabelTableError"]
 
 INSTANCE_DIVISOR = 1000
 VOID_TRAIN_ID = 255
 _NUM_IDS = 1 << 16  # instance ids are stored in 16 bits
 _MAX_THING = _NUM_IDS // INSTANCE_DIVISOR - 1  # largest label id with room for 1000 instances
+
+
+class LabelTableError(D2CityscapesError, ValueError):
+    """Classes whose ids or names do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,10 @@ class LabelTable:
         name: name of the dataset family, e.g. "cityscapes".
         classes: the C evaluated classes, `classes[t].train_id == t`.
         label_names: name of every label id that annotations may hold, void labels included.
+
+    Raises:
+        LabelTableError: ids that are out of range, have holes or stand for two classes, or two
+            classes of one name.
     """
 
     name: str
@@ -56,11 +67,34 @@ class LabelTable:
 
     def __post_init__(self) -> None:
         for c in self.classes:
-            if c.label_id < 1 or (c.is_thing and c.label_id > _MAX_THING):
-                raise ValueError(
+            largest = _MAX_THING if c.is_thing else INSTANCE_DIVISOR - 1
+            if not 1 <= c.label_id <= largest:
+                raise LabelTableError(
                     f"{self.name}: label id {c.label_id} of {c.name}; classes have ids from 1 on "
-                    f"(0 is void), things up to {_MAX_THING}, so that instance ids fit 16 bits"
+                    f"(0 is void), things up to {_MAX_THING}, so that instance ids fit 16 bits, "
+                    f"stuff up to {INSTANCE_DIVISOR - 1}"
                 )
+        for what, values in (
+            ("name", [c.name for c in self.classes]),
+            ("label id", [c.label_id for c in self.classes]),
+        ):
+            value, times = next(iter(Counter(values).most_common(1)), ("", 0))
+            if times > 1:
+                raise LabelTableError(
+                    f"{self.name}: {times} classes of the {what} {value}; every class has its own"
+                )
+        train_ids = [c.train_id for c in self.classes]
+        if train_ids != [*range(len(train_ids))] or len(train_ids) > VOID_TRAIN_ID:
+            raise LabelTableError(
+                f"{self.name}: train ids {first_few(train_ids, 8)}; classes are listed by train "
+                f"id, which goes 0, 1, 2, ... without holes, up to {VOID_TRAIN_ID - 1}"
+            )
+        thing_ids = sorted(c.thing_id for c in self.classes if c.thing_id is not None)
+        if thing_ids != [*range(len(thing_ids))]:
+            raise LabelTableError(
+                f"{self.name}: thing ids {first_few(thing_ids, 8)}; they go 0, 1, 2, ... without "
+                "holes, one for each class with instances"
+            )
 
     def __reduce__(self) -> tuple:
         return LabelTable, (self.name, self.classes, self.label_names)  # not the lookup arrays

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.labels import CITYSCAPES, LABEL_TABLES, LabelTable
 from d2_cityscapes.labels.instances import InstanceTable
 from d2_cityscapes.shards.file import PREPARE, ShardError, ShardFile
 from d2_cityscapes.shards.schema import check_index
@@ -26,6 +26,7 @@ __all__ = [
     "Record",
     "ShardError",
     "ShardReader",
+    "built_in_table",
     "open_shard",
     "read_index",
     "select_shards",
@@ -180,6 +181,21 @@ def read_index(folder: Path) -> dict[str, Any]:
         return check_index(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError, RecursionError) as error:
         raise ShardError(f"{path}: not a shard index ({error}); {PREPARE} again") from error
+
+
+def built_in_table(folder: Path) -> LabelTable:
+    """The label table that the shards of a folder were made with, by its name.
+
+    Raises:
+        ShardError: no index, or one of a table of somebody's own.
+    """
+    name = read_index(folder).get("label_table", CITYSCAPES.name)
+    if name not in LABEL_TABLES:
+        raise ShardError(
+            f"{folder}: made with the label table {name}, which is none of "
+            f"{', '.join(LABEL_TABLES)}; read it in Python with its own table"
+        )
+    return LABEL_TABLES[name]
 
 
 def select_shards(

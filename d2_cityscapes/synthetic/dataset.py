@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically, write_json
+from d2_cityscapes.files import lock_folder, remove_temporaries, write_atomically, write_json
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.synthetic.street.canvas import draw_ids
 from d2_cityscapes.synthetic.street.scene import Scene, render_scene
@@ -159,7 +159,7 @@ def make_tree(
 
     Raises:
         SyntheticError: for arguments out of range, or a folder that holds something else.
-        D2CityscapesError: a worker was killed.
+        D2CityscapesError: a worker was killed, or another process writes into the folder.
     """
     counts = {"train": train, "val": val, "train_extra": train_extra}
     for name, count in counts.items():
@@ -175,27 +175,32 @@ def make_tree(
     if seed < 0:
         raise SyntheticError(f"seed is {seed}: give 0 or more")
     root = Path(output)
-    _claim(root, {**counts, "height": height, "width": width, "seed": seed, "version": _VERSION})
-    pending = [
-        (split, index)
-        for split in _SPLITS
-        for index in range(counts[split])
-        if not all(path.exists() for path in _files(root, split, index))
-    ]
+    if root.exists() and not root.is_dir():
+        raise SyntheticError(f"{root}: is a file; give a folder")
     work = functools.partial(_make_one, root, height, width, seed)
     total = sum(counts.values())
-    with (
-        worker_pool(workers) as pool,
-        tqdm(
+    with worker_pool(workers) as pool, lock_folder(root) as locked:
+        if locked:  # what a killed call left behind
+            for folder in (root, *root.glob("*/*/*/")):
+                remove_temporaries(folder, ("*.png", "*.json"))
+        _claim(
+            root, {**counts, "height": height, "width": width, "seed": seed, "version": _VERSION}
+        )
+        pending = [
+            (split, index)
+            for split in _SPLITS
+            for index in range(counts[split])
+            if not all(path.exists() for path in _files(root, split, index))
+        ]
+        with tqdm(
             initial=total - len(pending),
             total=total,
             unit="image",
             desc="scenes",
             disable=not progress,
-        ) as bar,
-    ):
-        for _ in map_in_order(pool, work, pending):
-            bar.update()
+        ) as bar:
+            for _ in map_in_order(pool, work, pending):
+                bar.update()
     return root
 
 
@@ -208,8 +213,6 @@ def _make_one(root: Path, height: int, width: int, seed: int, which: tuple[str, 
 def _claim(root: Path, arguments: dict[str, int]) -> None:
     """Make ``root`` ours, or refuse it."""
     marker = root / MARKER
-    if root.exists() and not root.is_dir():
-        raise SyntheticError(f"{root}: is a file; give a folder")
     if marker.exists():
         try:
             found = json.loads(marker.read_text(encoding="utf-8"))
