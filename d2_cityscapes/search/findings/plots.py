@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import optuna
-from matplotlib import colormaps
+from matplotlib import colormaps, pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization.matplotlib import plot_parallel_coordinate
 
 from d2_cityscapes.search.findings.importance import LEVEL, Importance, finished_trials, p_text
 from d2_cityscapes.search.findings.summary import objective_label, state_text
@@ -44,7 +46,7 @@ def plot_search(study: optuna.Study, found: Sequence[Importance] = ()) -> dict[s
         axes = _axes_of(trials)
         if axes:
             pictures["slices"] = _slices(study, trials, axes, found)
-            pictures["parallel_coordinates"] = _parallel_coordinates(study, trials, axes)
+            pictures["parallel_coordinates"] = _parallel_coordinates(study, axes)
     if found:
         pictures["importances"] = _importances(found)
     return pictures
@@ -100,13 +102,6 @@ class _Axis:
             choices = list(self.distribution.choices)
             return np.array([float(choices.index(t.params[self.name])) for t in trials])
         return np.array([float(t.params[self.name]) for t in trials])
-
-    def fractions(self, positions: np.ndarray) -> np.ndarray:
-        """Places between the bounds, 0 to 1."""
-        low, high = self.bounds
-        if self.log:
-            low, high, positions = np.log(low), np.log(high), np.log(positions)
-        return (positions - low) / (high - low)
 
 
 def _axes_of(trials: Sequence[FrozenTrial]) -> list[_Axis]:
@@ -183,37 +178,22 @@ def _slices(
     return _png(figure)
 
 
-def _parallel_coordinates(
-    study: optuna.Study, trials: Sequence[FrozenTrial], axes: Sequence[_Axis]
-) -> bytes:
-    """A line for each trial through its parameters to its value; its rank colours it."""
-    figure = Figure(figsize=(max(7.0, 2.0 * len(axes) + 3), 4.6), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    values = _values(trials)
-    low, high = float(values.min()), float(values.max())
-    span = (high - low) or 1.0
-    heights = np.stack([*(a.fractions(a.positions(trials)) for a in axes), (values - low) / span])
-    best = _best_index(study, trials)
-    good_last = np.argsort(values if study.direction == StudyDirection.MAXIMIZE else -values)
-    colors = colormaps["viridis"](np.linspace(0, 1, len(trials)))
-    across = np.arange(len(axes) + 1)
-    for i, color in zip(good_last, colors, strict=True):
-        axis.plot(across, heights[:, i], color=color, alpha=0.65, linewidth=1.2)
-    axis.plot(across, heights[:, best], color=_BEST, linewidth=2, label="best")
-    halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
-    for x, place in enumerate(axes):
-        axis.axvline(x, color="0.25", linewidth=0.8)
-        for text, height in _ticks(place):
-            axis.text(x, height, f" {text}", fontsize=7.5, va="center", bbox=halo, zorder=3)
-    axis.axvline(len(axes), color="0.25", linewidth=0.8)
-    for text, height in ((f"{low:.4g}", 0.0), (f"{high:.4g}", 1.0)):
-        axis.text(len(axes), height, f" {text}", fontsize=7.5, va="center", bbox=halo, zorder=3)
-    labels = [*(_wrapped(a.label) for a in axes), objective_label(study)]
-    axis.set_xticks(across, labels, fontsize=8)
-    axis.set_title("trials, from worse (dark) to better (bright)", fontsize=9, loc="left")
-    axis.set(yticks=[], ylim=(-0.05, 1.05), xlim=(-0.15, len(axes) + 0.45))
-    axis.spines[:].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+def _parallel_coordinates(study: optuna.Study, axes: Sequence[_Axis]) -> bytes:
+    """Optuna's picture, with room for our names: a line for each trial, coloured by its value."""
+    label = objective_label(study)
+    with warnings.catch_warnings(), pyplot.rc_context():
+        warnings.simplefilter("ignore")  # experimental, and scales of parameters with one value
+        plot = plot_parallel_coordinate(study, [a.name for a in axes], target_name=label)
+    figure = plot.get_figure(root=True)
+    assert figure is not None
+    pyplot.close(figure)  # which stays, but not in pyplot's list of open ones
+    figure.set_size_inches(max(7.0, 2.0 * len(axes) + 3), 4.6)
+    figure.set_layout_engine("tight")
+    labels = [label, *(a.label.replace(".", ".\n", 1) for a in sorted(axes, key=lambda a: a.name))]
+    plot.set_xticks(range(len(labels)), labels, rotation=0, fontsize=8)
+    plot.set_title("")
+    maximize = study.direction == StudyDirection.MAXIMIZE
+    plot.collections[0].set_cmap("viridis" if maximize else "viridis_r")  # white would not show
     return _png(figure)
 
 
@@ -261,16 +241,6 @@ def _set_x(plot: Axes, axis: _Axis) -> None:
     plot.spines[["top", "right"]].set_visible(False)
 
 
-def _ticks(axis: _Axis) -> list[tuple[str, float]]:
-    """Texts and heights (0 to 1) along a parallel coordinate."""
-    if axis.choices is not None:
-        heights = axis.fractions(np.arange(len(axis.choices), dtype=float))
-        return list(zip(map(_clipped, axis.choices), map(float, heights), strict=True))
-    low, high = axis.bounds
-    marks = np.geomspace(low, high, 4) if axis.log else np.linspace(low, high, 4)
-    return [(f"{m:.3g}", float(h)) for m, h in zip(marks, axis.fractions(marks), strict=True)]
-
-
 def _jitter(count: int) -> np.ndarray:
     """Small shifts, the same every time, that keep points of one choice apart."""
     return (np.arange(count) * 0.618 % 1 - 0.5) * 0.3
@@ -278,10 +248,6 @@ def _jitter(count: int) -> np.ndarray:
 
 def _clipped(text: str) -> str:
     return text if len(text) <= 24 else f"{text[:11]}...{text[-10:]}"
-
-
-def _wrapped(label: str) -> str:
-    return label.replace(".", ".\n", 1)
 
 
 def _values(trials: Sequence[FrozenTrial]) -> np.ndarray:
