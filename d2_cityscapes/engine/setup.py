@@ -15,7 +15,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg
-from d2_cityscapes.data.loader import training_dicts
+from d2_cityscapes.data.loader import training_images
+from d2_cityscapes.data.register import has_truth
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
 
@@ -56,9 +57,9 @@ def load_config(
 
     Lengths in SOLVER.EPOCHS become iterations, for which DATASETS.TRAIN is read; without any, no
     dataset is. E epochs are E * images / (IMS_PER_BATCH * ACCUMULATE_STEPS), rounded up: 4 epochs
-    of 2975 images are 2975 iterations of 4. The images are those that train: after
-    FILTER_EMPTY_ANNOTATIONS and RANDOM_SUBSET_RATIO, each counted once whatever the sampler
-    repeats.
+    of 2975 images are 2975 iterations of 4. The images are those that train, see `training_images`:
+    after FILTER_EMPTY_ANNOTATIONS, where it acts, and RANDOM_SUBSET_RATIO, each counted once
+    whatever the sampler repeats.
 
     Without a usable GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED, which was made
     for the GPU, False; each with a logged line. Where MODEL.DEVICE says "cpu" it stays as it is.
@@ -118,6 +119,14 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
     _check_registered(names)
     for name in dict.fromkeys(names):
         DatasetCatalog.get(name)
+    if train and cfg.TEST.VAL_LOSS_PERIOD > 0 and not has_truth(validation_dataset(cfg)):
+        raise ConfigError(
+            f"TEST.VAL_LOSS_DATASET: {validation_dataset(cfg)} has no annotations to compute "
+            "losses from; name another dataset"
+        )
+    for name in cfg.DATASETS.TRAIN if train else ():
+        if not has_truth(name):
+            raise ConfigError(f"DATASETS.TRAIN: {name} has no annotations to train on")
 
 
 def validation_dataset(cfg: CfgNode) -> str:
@@ -188,11 +197,7 @@ def _iterations(key: str, epochs: float, epoch: Fraction) -> int:
 def _count_training_images(cfg: CfgNode) -> int:
     """How many different images an epoch of `build_train_loader` has."""
     _check_registered(_training_names(cfg))
-    images = len(training_dicts(cfg))
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
-        # A ratio that leaves none is the loader's to refuse.
-        images = max(int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO), 1)
-    return images
+    return training_images(cfg).used
 
 
 def _training_names(cfg: CfgNode) -> Sequence[str]:

@@ -108,6 +108,11 @@ def build_evaluator(
             for task, (kind, make) in SUBMISSION_WRITERS.items()
             if task in tasks
         ]
+    if not known and not evaluators:
+        raise D2CityscapesError(
+            f"DATASETS.TEST {dataset_name}: has no truth to score against; TEST.SUBMISSION True "
+            f"writes submissions for it (the model predicts {', '.join(tasks)})"
+        )
     if not evaluators:
         raise D2CityscapesError(
             f"DATASETS.TEST {dataset_name}: has the truth of {', '.join(known)}, but the model "

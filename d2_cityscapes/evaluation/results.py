@@ -113,12 +113,22 @@ def write_results(
     write_json(path, document)
 
 
-def add_weights(path: str | Path, weights: str | Path) -> None:
+def add_weights(
+    path: str | Path, weights: str | Path, training_images: Mapping[str, Any] | None = None
+) -> None:
     """Enter the checksum of the weights into a results.json that was written without.
 
     For a training run, which evaluates its model while no file of these very weights is named yet.
+
+    Args:
+        path: the file.
+        weights: file of the weights.
+        training_images: how many images they were trained on, of how many, and why others were left
+            out; see `d2_cityscapes.data.loader.TrainingImages`.
     """
     rows, document = read_results(path)
+    if training_images is not None:
+        document["training_images"] = dict(training_images)
     document["weights_sha256"] = _weights_sha256(weights)
     write_json(path, {"results": [asdict(row) for row in rows], **document})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from d2_cityscapes.config import model_tasks
+from d2_cityscapes.data.register import has_truth
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.errors import nearest
 from d2_cityscapes.evaluation.evaluators import known_metrics
@@ -27,7 +28,9 @@ def check_expected_results(cfg: CfgNode) -> None:
             raise ConfigError(f"{refused}the model predicts {', '.join(model_tasks(cfg))}")
         if entry.dataset not in (None, *scored):
             raise ConfigError(f"{refused}DATASETS.TEST is {', '.join(scored)}")
-        for dataset in [entry.dataset] if entry.dataset else scored:
+        if entry.dataset and not has_truth(entry.dataset):
+            raise ConfigError(f"{refused}{entry.dataset} has no truth to score against")
+        for dataset in [entry.dataset] if entry.dataset else filter(has_truth, scored):
             metrics = known_metrics(dataset, entry.task)
             if entry.metric not in metrics:
                 means = ", ".join(metric for metric in metrics if "-" not in metric)
