@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,20 +24,9 @@ from d2_cityscapes.modeling.freezing.freeze import (
 from d2_cityscapes.modeling.freezing.guard import await_schedule, keep_in_eval
 from d2_cityscapes.modeling.freezing.state import checksums, frozen_tensors, norm_layers
 
-__all__ = ["EvaluationHook", "FreezeHook"]
+__all__ = ["FreezeHook"]
 
 logger = logging.getLogger(__name__)
-
-
-class EvaluationHook(EvalHook):
-    """Detectron2's hook, but for a training whose last step failed, which is not evaluated.
-
-    A checkpoint that could not be written fails it too: there would be results without weights.
-    """
-
-    def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
 
 
 class FreezeHook(HookBase):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -29,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
-from d2_cityscapes.data.register import label_table_of
+from d2_cityscapes.data.register import has_truth, label_table_of
 from d2_cityscapes.drawing.pictures import PictureWriter
 from d2_cityscapes.engine.checkpoints.averaging import AveragingHook, final_weights
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
@@ -42,7 +44,7 @@ from d2_cityscapes.engine.checkpoints.resume import (
 )
 from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
-from d2_cityscapes.engine.hooks import EvaluationHook, FreezeHook
+from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
 from d2_cityscapes.engine.profiling import ProfileHook
 from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
@@ -72,6 +74,8 @@ from d2_cityscapes.run_folder import PICTURES, RESULTS
 __all__ = ["Trainer", "checked_config", "evaluate", "setup", "train"]
 
 logger = logging.getLogger(__name__)
+
+_Results = TypeVar("_Results")
 
 
 class Trainer(DefaultTrainer):
@@ -222,9 +226,9 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()
-        for i, hook in enumerate(hooks):
+        for hook in hooks:
             if isinstance(hook, EvalHook):
-                hooks[i] = EvaluationHook(hook._period, hook._func)
+                hook._func = self._unless_failed(hook._func)
         freeze = self.cfg.MODEL.FREEZE
         if freeze.MODULES:
             guard = FreezeHook(freeze.MODULES, schedule=freeze.SCHEDULE, norm_eval=freeze.NORM_EVAL)
@@ -252,6 +256,18 @@ class Trainer(DefaultTrainer):
             hooks.append(CallbackHook(after_train=_sign_results))
         return hooks
 
+    def _unless_failed(self, evaluate: Callable[[], _Results]) -> Callable[[], _Results | None]:
+        """For `EvalHook`, which takes a training whose last step failed for one at its end.
+
+        A checkpoint that cannot be written fails it: there would be results without weights.
+        """
+
+        def run() -> _Results | None:
+            failed = self.iter + 1 == self.max_iter  # only then is it called in the last step
+            return None if failed else evaluate()
+
+        return run
+
     def build_writers(self) -> list[EventWriter]:
         return [
             ProgressPrinter(self.max_iter) if isinstance(writer, CommonMetricPrinter) else writer
@@ -261,6 +277,8 @@ class Trainer(DefaultTrainer):
 
 def _check_results(cfg: CfgNode) -> None:
     """Hold the results.json just written against TEST.EXPECTED_RESULTS."""
+    if cfg.DATASETS.TEST and not any(map(has_truth, cfg.DATASETS.TEST)):
+        return  # submissions alone were written
     rows, _ = read_results(Path(cfg.OUTPUT_DIR) / RESULTS)
     check_expected(cfg.TEST.EXPECTED_RESULTS, rows)
 
@@ -269,7 +287,8 @@ def _sign_results(trainer: Trainer) -> None:
     """Enter the checksum of the final weights, just evaluated, into results.json."""
     results = Path(trainer.cfg.OUTPUT_DIR) / RESULTS
     if trainer.iter >= trainer.max_iter:  # not after an error in the last step
-        add_weights(results, final_weights(trainer.cfg))
+        images = trainer.data_loader.images
+        add_weights(results, final_weights(trainer.cfg), images and asdict(images))
 
 
 def train(

@@ -37,7 +37,7 @@ from d2_cityscapes.modeling.anchors.record import (
 from d2_cityscapes.run_folder import LAST_CHECKPOINT
 from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file
 
-__all__ = ["CheckpointError", "Checkpointer"]
+__all__ = ["CheckpointError", "Checkpointer", "last_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,24 @@ _TORCHVISION = "layer1.0.conv1.weight"  # a name of torchvision's; Detectron2 ha
 
 class CheckpointError(D2CityscapesError):
     """Weights that cannot be read, or that do not fit the model."""
+
+
+def last_checkpoint(folder: str) -> str:
+    """The file to resume from, by the name in the folder's last_checkpoint; "" without one.
+
+    Raises:
+        CheckpointError: it names none, or one of another folder.
+    """
+    record = Path(folder) / LAST_CHECKPOINT
+    try:
+        path = Path(folder) / record.read_text().strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{record}: names no file; delete it") from error
+    if path.parent.absolute() != Path(folder).absolute():
+        raise CheckpointError(f"{record}: names {path}, which is not in its folder")
+    return str(path)
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -97,19 +115,8 @@ class Checkpointer(DetectionCheckpointer):
             self._purpose = "use"
 
     def get_checkpoint_file(self) -> str:
-        """The file in ``save_dir`` that its last_checkpoint names.
-
-        Raises:
-            CheckpointError: it names none, or one of another folder.
-        """
-        record = f"{self.save_dir}/{LAST_CHECKPOINT}"
-        try:
-            path = super().get_checkpoint_file()
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{record}: names no file; delete it") from error
-        if path and Path(path).parent.absolute() != Path(self.save_dir).absolute():
-            raise CheckpointError(f"{record}: names {path}, which is not in its folder")
-        return path
+        """See `last_checkpoint`."""
+        return last_checkpoint(self.save_dir)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a file, log what fitted, and check that it is enough.

@@ -13,7 +13,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine import trainer as trainer_module
-from d2_cityscapes.engine.checkpoints.resume import check_freeze_settings, freeze_settings
+from d2_cityscapes.engine.checkpoints.checkpointer import CheckpointError
+from d2_cityscapes.engine.checkpoints.resume import (
+    check_freeze_settings,
+    freeze_settings,
+    parameter_names,
+)
+from d2_cityscapes.engine.distributed import buffers_stay
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.trainer import Trainer, setup, train
 from d2_cityscapes.modeling.freezing.freeze import FreezeError
@@ -131,16 +137,111 @@ def test_older_checkpoints_are_warned_of(log):
     assert "old.pth does not say what was frozen" in log.text
 
 
+# --- other settings of SOLVER ---
+
+
+def begin(configure, *opts: str) -> None:
+    """Four steps of SGD at a constant rate, with the checkpoint behind the second."""
+    train(configure(*SGD, "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", *opts))
+
+
+SGD = ["SOLVER.OPTIMIZER", "SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupConstantLR",
+       "SOLVER.BASE_LR", "0.002", "SOLVER.WEIGHT_DECAY", "0.0001",
+       "MODEL.FREEZE.MODULES", "[]"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_evaluation")
+def test_the_config_decides_how_a_resumed_run_steps(configure, tmp_path, log):
+    begin(configure)
+    cfg = configure(*SGD, "SOLVER.BASE_LR", "1e-7", "SOLVER.WEIGHT_DECAY", "0.5",
+                    "SOLVER.MOMENTUM", "0.3", "SOLVER.MAX_ITER", "6")  # fmt: skip
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    groups = trainer.optimizer.param_groups
+    assert {group["lr"] for group in groups} == {1e-7} and trainer.scheduler.base_lrs[0] == 1e-7
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+    assert {group["momentum"] for group in groups} == {0.3}
+    assert (
+        "from iteration 4 on: SOLVER.BASE_LR 1e-07 (was 0.002), SOLVER.CHECKPOINT_PERIOD 1 (was "
+        "2), SOLVER.MAX_ITER 6 (was 4), SOLVER.MOMENTUM 0.3 (was 0.9), SOLVER.WEIGHT_DECAY 0.5 "
+        "(was 0.0001)"
+    ) in log.text
+    trainer.train()
+    assert saved(tmp_path, "model_final")["trainer"]["hooks"]["LRScheduler"]["base_lrs"][0] == 1e-7
+
+
+@pytest.mark.usefixtures("no_evaluation")
+def test_unchanged_settings_are_not_spoken_of(configure, tmp_path, log):
+    begin(configure)
+    (tmp_path / "out/last_checkpoint").write_text("model_0000001.pth")
+    train(configure(*SGD, "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"), resume=True)
+    assert "(was " not in log.text
+
+
+@pytest.mark.usefixtures("no_evaluation")
+def test_momentum_follows_its_parameter_into_other_groups(configure, tmp_path):
+    """A rate of their own for biases makes a group of them."""
+    begin(configure)
+    before = saved(tmp_path, "model_final")["trainer"]
+    trainer = Trainer(configure(*SGD, "SOLVER.BIAS_LR_FACTOR", "2.0"))
+    trainer.resume_or_load(resume=True)
+    groups = parameter_names(trainer.model, trainer.optimizer)
+    assert len(groups) > len(before["parameters"])
+    names = [name for group in groups for name in group]
+    old = [name for group in before["parameters"] for name in group]
+    assert names != old and sorted(names) == sorted(old)
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.002, 0.004}
+    states = before["_trainer"]["optimizer"]["state"]
+    parameters = dict(trainer.model.named_parameters())
+    for number, name in enumerate(old):
+        momentum = trainer.optimizer.state[parameters[name]]["momentum_buffer"]
+        assert momentum.equal(states[number]["momentum_buffer"]), name
+
+
+@pytest.mark.usefixtures("no_evaluation")
+def test_what_cannot_change_leaves_the_record_of_the_run_alone(
+    configure, repository, tmp_path, tiny_opts, call
+):
+    begin(configure)
+    record = (tmp_path / "out/config.yaml").read_bytes()
+    checkpoint = tmp_path / "out/model_final.pth"
+    for change, message in (
+        (["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.MAX_ITER", "9"],
+         f"{checkpoint} was trained with SOLVER.OPTIMIZER SGD, and cannot be resumed with ADAMW"),
+        (["MODEL.FREEZE.MODULES", '["backbone"]', "SOLVER.MAX_ITER", "9"],
+         f"{checkpoint} was trained with MODEL.FREEZE"),
+        (["SOLVER.BASE_LR", "1e-7", "SOLVER.MAX_ITER", "4"],
+         f"{checkpoint} has all 4 steps behind it, and none would be made with SOLVER.BASE_LR"),
+    ):  # fmt: skip
+        code, _, errors = call(
+            "tools/train_net.py", "--config-file", repository / "configs/demo/stage1.yaml",
+            "--resume", *tiny_opts, *SGD,
+            "OUTPUT_DIR", tmp_path / "out", *change,
+        )  # fmt: skip
+        line = errors.strip().splitlines()[-1]
+        assert code == 1 and line.startswith("error: ") and message in line
+        assert (tmp_path / "out/config.yaml").read_bytes() == record
+
+
+@pytest.mark.usefixtures("no_evaluation")
+def test_a_checkpoint_of_another_trainer_is_one_line(configure, tmp_path):
+    begin(configure)
+    content = saved(tmp_path, "model_final")
+    del content["trainer"]["_trainer"]  # as Detectron2 0.6 writes it
+    torch.save(content, tmp_path / "out/model_final.pth")
+    with pytest.raises(CheckpointError, match=r"model_final.pth: cannot be resumed from, as it"):
+        Trainer(configure(*SGD, "SOLVER.MAX_ITER", "6")).resume_or_load(resume=True)
+
+
 @pytest.mark.usefixtures("no_evaluation")
 def test_a_distributed_run_keeps_to_the_model_of_its_phase(configure, tmp_path, monkeypatch):
-    """Precise batch norm, checkpoints and validation see the model; so does a resumed run."""
-    opts = [*FREEZE, "TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "1",
-            "TEST.EVAL_PERIOD", "4", "TEST.VAL_LOSS_PERIOD", "2"]  # fmt: skip
+    """Checkpoints and validation see the model; so does a resumed run."""
+    opts = [*FREEZE, "TEST.EVAL_PERIOD", "4", "TEST.VAL_LOSS_PERIOD", "2"]
     train(configure(*opts))
     alone = saved(tmp_path, "model_final")["model"]
 
     def wrap(_, model: nn.Module) -> nn.Module:
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(model, find_unused_parameters=True, **buffers_stay())
 
     monkeypatch.setattr(trainer_module, "distribute", wrap)
     torch.distributed.init_process_group(
@@ -159,9 +260,7 @@ def test_a_distributed_run_keeps_to_the_model_of_its_phase(configure, tmp_path, 
         train(cfg, resume=True)
     finally:
         torch.distributed.destroy_process_group()
-    resumed = saved(tmp_path, "model_final")["model"]
-    for name in resumed:  # precise statistics are of other images after a resume
-        assert "running_" in name or resumed[name].equal(alone[name]), name
+    assert_equal(saved(tmp_path, "model_final")["model"], alone)
 
 
 def test_the_command_unfreezes_and_refuses(
