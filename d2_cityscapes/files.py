@@ -26,6 +26,7 @@ except ImportError:  # Windows
 __all__ = [
     "check_file",
     "check_folder",
+    "check_not_read",
     "check_outputs",
     "expanded",
     "file_below",
@@ -96,6 +97,11 @@ def check_outputs(outputs: Sequence[str | Path], inputs: Iterable[str | Path] = 
                 f"{one}: {other.name} is written beside it, and would be the same file; give the "
                 "output another name"
             )
+    check_not_read(outputs, inputs)
+
+
+def check_not_read(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse outputs that are an input, by any of its names; see `check_outputs`."""
     read = {key: path for path in inputs if (key := _identity(path))}
     for output in outputs:
         if (key := _identity(output)) in read:

@@ -5,31 +5,35 @@ Shape letters: H, W pixels of a picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.drawing.overlay import draw_instance_ids
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
+from d2_cityscapes.engine.picture_files import (
+    DRAWN_SUFFIX,
+    ENDINGS,
+    FoundPictures,
+    PictureError,
+    find_pictures,
+    read_picture,
+)
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output
+from d2_cityscapes.files import check_folder, check_not_read
 from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.png import picture_errors, write_picture
-from d2_cityscapes.sources.names import IDS_SUFFIX, PICTURES
+from d2_cityscapes.png import write_picture
+from d2_cityscapes.sources.names import IDS_SUFFIX
 
 __all__ = ["PictureError", "Predictor", "find_pictures", "predict_pictures"]
-
-
-class PictureError(D2CityscapesError):
-    """A picture that is missing or cannot be read, or two that would be written to one place."""
 
 
 class Predictor:
@@ -64,57 +68,55 @@ class Predictor:
             return self._model([inputs])[0]
 
 
-def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> int:
+def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> FoundPictures:
     """Predict pictures and write, for each, a drawing and a map.
 
     <output>/<name>_drawn.jpg is the picture under its prediction, <output>/<name>_instanceIds.png
     the (H, W) 16-bit map of instance ids, panoptic, of instances (0 elsewhere) or semantic, as the
-    model predicts.
+    model predicts. Both have the size of the picture as it is shown. Damaged pictures do not keep
+    the others from being predicted.
 
     Args:
         cfg: of the model, with its trained MODEL.WEIGHTS.
-        inputs: pictures, PNG or JPEG, and folders of them.
-        output: folder, made if need be.
+        inputs: pictures, and folders of them; see `find_pictures`.
+        output: folder, made if need be. What is there of the same names is written anew.
 
     Returns:
-        How many pictures there were.
+        The pictures, all of them predicted, and what was passed over.
 
     Raises:
-        D2CityscapesError: pictures, weights or config that cannot be used.
+        D2CityscapesError: pictures, weights or config that cannot be used; an output that cannot be
+            written, or is one of the inputs; in the end, pictures that could not be read.
     """
-    pictures = dict(find_pictures(inputs))
-    if len(pictures) == 0:
-        raise PictureError(f"{', '.join(map(str, inputs))}: no {', '.join(PICTURES)} file")
+    found = find_pictures(inputs, output)
+    if len(found.pictures) == 0:
+        raise PictureError(
+            f"{', '.join(map(str, inputs))}: no {', '.join(ENDINGS)} file{found.passed_over_text()}"
+        )
+    check_folder(output)
+    places = {name: _places(output, name) for name in found.pictures}
+    check_not_read(itertools.chain.from_iterable(places.values()), found.pictures.values())
     predictor = Predictor(cfg)
-    for name, path in tqdm(pictures.items(), desc="predicting", unit="image"):
-        with picture_errors(path, kind="picture", error_type=PictureError):
-            image = np.ascontiguousarray(read_image(str(path), "RGB"))
+    damaged = []
+    for name, path in tqdm(found.pictures.items(), desc="predicting", unit="image"):
+        try:
+            image = read_picture(path)
+        except PictureError as error:
+            damaged.append(str(error))
+            continue
         ids = ids_of_output(predictor(image), predictor.table)
-        target = output / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_instance_ids(image, ids, predictor.table, width=image.shape[1])
-        write_picture(target.with_name(f"{target.name}_drawn.jpg"), drawn)
-        write_picture(target.with_name(f"{target.name}{IDS_SUFFIX}"), ids.astype(np.uint16))
-    return len(pictures)
+        for place, pixels in zip(places[name], (drawn, ids.astype(np.uint16)), strict=True):
+            write_picture(place, pixels)
+    if damaged:
+        count = len(found.pictures) - len(damaged)
+        raise PictureError.of_many(
+            damaged,
+            f"{count} of {len(found.pictures)} pictures are in {output}{found.passed_over_text()}",
+        )
+    return found
 
 
-def find_pictures(inputs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(name, path) of each picture, where the name is its path below the input, without ending.
-
-    Raises:
-        PictureError: a missing input, or two pictures of one name.
-    """
-    seen: dict[str, Path] = {}
-    for source in inputs:
-        if not source.exists():
-            raise PictureError(f"{source}: missing")
-        folder = source if source.is_dir() else source.parent
-        found = sorted(source.rglob("*")) if source.is_dir() else [source]
-        for path in found:
-            if path != source and path.suffix.lower() not in PICTURES:
-                continue
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in seen:
-                raise PictureError(f"{path} and {seen[name]}: both would be written as {name}")
-            seen[name] = path
-            yield name, path
+def _places(output: Path, name: str) -> tuple[Path, Path]:
+    """Where the drawing and the map of a picture are written."""
+    return output / f"{name}{DRAWN_SUFFIX}", output / f"{name}{IDS_SUFFIX}"
