@@ -16,6 +16,7 @@ from d2_cityscapes.engine.launch import launch
 from d2_cityscapes.engine.setup import LENGTHS, ConfigError, images_per_step
 
 __all__ = [
+    "buffers_stay",
     "check_step_size",
     "distribute",
     "launch",
@@ -49,13 +50,13 @@ def distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
         device_ids=[torch.cuda.current_device()] if on_gpu else None,
         gradient_as_bucket_view=True,
         static_graph=_has_static_graph(cfg),
-        **_buffers_stay(),
+        **buffers_stay(),
     )
 
 
 def wrap_again(model: DistributedDataParallel) -> DistributedDataParallel:
     """A new wrapper with the settings of the old one, over the parameters that train now."""
-    stay: dict[str, Any] = {} if model.broadcast_buffers else _buffers_stay()
+    stay: dict[str, Any] = {} if model.broadcast_buffers else buffers_stay()
     if "forward_sync_buffers" in stay:
         stay["init_sync"] = False  # it would give all ranks the statistics of the first
     return DistributedDataParallel(
@@ -154,7 +155,7 @@ def _has_static_graph(cfg: CfgNode) -> bool:
     return not changing and cfg.SOLVER.ACCUMULATE_STEPS == 1
 
 
-def _buffers_stay() -> dict[str, Any]:
+def buffers_stay() -> dict[str, Any]:
     """The argument of DistributedDataParallel that leaves buffers alone; new since PyTorch 2.13."""
     known = inspect.signature(DistributedDataParallel).parameters
     new = "forward_sync_buffers"

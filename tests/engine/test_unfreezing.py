@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.config import get_cfg
+from d2_cityscapes.engine.distributed import buffers_stay
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.step.optimizer import build_optimizer
 from d2_cityscapes.modeling.freezing.freeze import FreezeError, freeze_modules
@@ -285,7 +286,7 @@ def test_a_distributed_model_is_wrapped_again_with_its_settings():
 
     def wrap(model):
         return DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+            model, gradient_as_bucket_view=True, static_graph=True, **buffers_stay()
         )
 
     trainer = make_trainer(SCHEDULE, wrappers := Wrappers(), wrap=wrap)
@@ -303,7 +304,7 @@ def run_rank(rank: int, folder: str) -> None:
     )
     settings = {
         "norm": GroupNorm, "share": slice(rank, None, 2),
-        "wrap": lambda model: DistributedDataParallel(model, broadcast_buffers=False),
+        "wrap": lambda model: DistributedDataParallel(model, **buffers_stay()),
     }  # fmt: skip
     whole = make_trainer(SCHEDULE, record := Record(), **settings)
     whole.train(0, STEPS)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine import trainer as trainer_module
 from d2_cityscapes.engine.checkpoints.averaging import AveragingHook
+from d2_cityscapes.engine.distributed import buffers_stay
 from d2_cityscapes.engine.trainer import Trainer, evaluate, setup, train
 
 FREEZE = ["MODEL.FREEZE.MODULES", '["backbone"]',
@@ -204,7 +205,7 @@ def test_a_model_that_is_wrapped_again_keeps_its_average(configure, tmp_path, mo
     train(configure("alone", *ema))
 
     def wrap(cfg, model: nn.Module) -> nn.Module:
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(model, find_unused_parameters=True, **buffers_stay())
 
     monkeypatch.setattr("d2_cityscapes.engine.trainer.distribute", wrap)
     torch.distributed.init_process_group(

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 from torchvision.models._utils import IntermediateLayerGetter
 
+from d2_cityscapes.engine.distributed import buffers_stay
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
 from d2_cityscapes.modeling.panoptic.backbone import LeakyBlock
@@ -191,7 +192,7 @@ def test_in_distributed_data_parallel_with_frozen_parts(tmp_path, static_graph):
     )
     try:
         wrapped = DistributedDataParallel(
-            twin, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=static_graph
+            twin, gradient_as_bucket_view=True, static_graph=static_graph, **buffers_stay()
         )
         found = train(wrapped)
     finally:
