@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ class Checkpointer(DetectionCheckpointer):
     `load` is for models that are used as they are: everything has to be in the file. So it has when
     `resume_or_load` resumes, together with the states of ``checkpointables``. Where that begins a
     training from weights, parts may be missing, which is how a stage takes over from the one before
-    it; but not most of the backbone, nor what nothing would ever train.
+    it; but not most of the backbone, nor what nothing would ever train. Whole heads more than the
+    model has are left out with a warning; more inside of a module that it has, such as the blocks
+    of a deeper body, is another network.
     """
 
     def __init__(
@@ -186,9 +189,15 @@ class Checkpointer(DetectionCheckpointer):
         differences = self._class_differences(checkpoint)
         self._judge_anchors(weights)
         state = self.model.state_dict()
-        excluded = self._excluded(state) if self._purpose == "start" else []
+        excluded = self._excluded(state, weights) if self._purpose == "start" else []
         before = {name: state[name].clone() for name in excluded}
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except (ValueError, KeyError, AssertionError) as error:  # of names matched by heuristics
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{self._path}: cannot be matched with the model ({reason})"
+            ) from error
         for name, tensor in before.items():
             state[name].copy_(tensor)
         report = _make_report(state, excluded, incompatible)
@@ -234,11 +243,11 @@ class Checkpointer(DetectionCheckpointer):
         elif difference:
             raise AnchorError(f"{self._path}: {difference}; {REMEDY}")
 
-    def _excluded(self, state: Mapping[str, Tensor]) -> list[str]:
+    def _excluded(self, state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> list[str]:
         found: set[str] = set()
         for pattern in self._exclude:
             matches = fnmatch.filter(state, pattern)
-            if not matches:
+            if not matches and not fnmatch.filter(weights, pattern):
                 hint = nearest(pattern.strip("*."), state, cutoff=0.4)
                 raise CheckpointError(
                     f"MODEL.WEIGHTS_EXCLUDE: {pattern!r} matches no parameter or buffer{hint}"
@@ -297,10 +306,20 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(
                 f"{self._path}: {report.summary()}; without {report.modules(lost)}, which {why}"
             )
-        if self._purpose == "resume" and report.unused:
+        self._check_surplus(report)
+
+    def _check_surplus(self, report: LoadReport) -> None:
+        """Refuse what has no place in the model: the rest would do something else without it."""
+        surplus, remedy = report.surplus, "use the config.yaml of their training"
+        if self._purpose == "resume":
+            surplus, remedy = report.unused, "resume with the config.yaml of that training"
+        elif self._purpose == "start":
+            kept_out = [re.compile(fnmatch.translate(pattern)) for pattern in self._exclude]
+            surplus = tuple(n for n in surplus if not any(p.match(n) for p in kept_out))
+            remedy += ", or keep that module out by MODEL.WEIGHTS_EXCLUDE"
+        if surplus:
             raise CheckpointError(
-                f"{self._path}: has {report.modules(report.unused)}, which the model lacks: resume "
-                "with the config.yaml of that training"
+                f"{self._path}: has {report.modules(surplus)}, which the model lacks: {remedy}"
             )
 
     def _class_differences(self, checkpoint: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from d2_cityscapes.modeling.freezing.freeze import parents
 __all__ = ["LoadReport", "shortened"]
 
 _SHOWN = 10  # names in one line
+_BRANCHING = ("roi_heads",)  # modules that hold heads side by side
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,21 @@ class LoadReport:
             text += f"; skipped {len(self.skipped)}: {shortened(shapes)}"
         return text
 
+    @property
+    def surplus(self) -> tuple[str, ...]:
+        """Those unused that lie inside of a module which the model has: of a larger network.
+
+        Whole branches more, such as a mask head or the semantic head of another model, are none.
+        """
+        own = {parent for name in (*self.loaded, *self.initialised) for parent in parents(name)}
+        found = []
+        for name in self.unused:
+            around = [parent for parent in parents(name) if parent in own]
+            inside = around[-1] not in _BRANCHING if around else _in_a_block(name, own)
+            if inside:
+                found.append(name)
+        return tuple(found)
+
     def modules(self, names: Collection[str]) -> str:
         """Some of the names in short, e.g. "roi_heads.mask_head (10 tensors), ...".
 
@@ -62,6 +78,17 @@ def shortened(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def _in_a_block(name: str, own: Collection[str]) -> bool:
+    """Whether a name without the modules around it, as in Detectron2's pickles, is of a body.
+
+    Of "res4.6.conv1.weight" the model has "backbone.bottom_up.res4", of "stem.fc.weight" the stem:
+    blocks have numbers, the classifier of ImageNet has none.
+    """
+    rows = (parent.rpartition(".") for parent in parents(name))
+    around = [above for above, _, number in rows if above and number.isdecimal()]
+    return any(module.endswith(f".{above}") for above in around for module in own)
 
 
 def _tensors(number: int) -> str:

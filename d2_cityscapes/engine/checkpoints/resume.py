@@ -125,9 +125,7 @@ def changed_settings(saved: Mapping[str, Any], cfg: CfgNode) -> list[str]:
     ]
 
 
-def parameter_names(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> list[list[str]]:
+def parameter_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """The parameters of each group of an optimizer, in its order."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]

@@ -138,7 +138,69 @@ def test_a_model_in_use_needs_everything(saved):
     with pytest.raises(CheckpointError, match=r"without head\.weight"):
         Checkpointer(Model(classes=81)).load(saved(weights))
     extra = Model().state_dict() | {"more.weight": torch.ones(1)}
-    Checkpointer(Model()).load(saved(extra))
+    Checkpointer(Model()).load(saved(extra))  # a whole head more
+
+
+class Deeper(Model):
+    """`Model` with a further layer in its backbone."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.append(nn.Linear(4, 4))
+
+
+def test_weights_of_a_deeper_network(saved):
+    """Its first layers fit, and compute nothing of use without the others."""
+    path = saved(Deeper().state_dict())
+    for load in (lambda: Checkpointer(Model()).load(path), lambda: _start(Model(), path)):
+        with pytest.raises(CheckpointError) as caught:
+            load()
+        _one_line(caught, f"{path}: has backbone.2 (2 tensors), which the model lacks: ")
+    _start(Model(), path, exclude=["backbone.2.*", "head.*"])  # what it lacks is known
+
+
+def test_a_pattern_for_what_only_the_file_has(saved):
+    path = saved(Deeper().state_dict())
+    _start(Model(), path, exclude=["backbone.2.*"])
+    with pytest.raises(CheckpointError, match=r"'backbone.3.\*' matches no"):
+        _start(Model(), path, exclude=["backbone.3.*"])
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_a_deeper_body_by_name_and_by_heuristics(read, tmp_path, depth):
+    """R-101 in R-50, as weights of a whole training and as Detectron2's pickle of a body."""
+    small = ("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16")
+
+    def build(depth):
+        depth = ("MODEL.RESNETS.DEPTH", str(depth), "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
+        return Trainer.build_model(read("demo/stage1.yaml", *depth, *small))
+
+    weights = build(depth).state_dict()
+    torch.save({"model": weights}, tmp_path / "whole.pth")
+    body = {
+        name.removeprefix("backbone.bottom_up."): tensor.numpy()
+        for name, tensor in weights.items()
+        if name.startswith("backbone.bottom_up.")
+    }
+    body |= {"stem.fc.weight": torch.ones(1000, 128).numpy()}  # the classifier of ImageNet
+    content = {"model": body, "__author__": "test", "matching_heuristics": True}
+    (tmp_path / "body.pkl").write_bytes(pickle.dumps(content))
+    model = build(50)
+    loads = [
+        (
+            lambda: Checkpointer(model).load(str(tmp_path / "whole.pth")),
+            "backbone.bottom_up.res4.6",
+        ),
+        (lambda: _start(model, str(tmp_path / "whole.pth")), "backbone.bottom_up.res4.6"),
+        (lambda: _start(model, str(tmp_path / "body.pkl")), "res4"),
+    ]
+    for load, block in loads:
+        if depth == 50:
+            load()
+            continue
+        with pytest.raises(CheckpointError) as caught:
+            load()
+        _one_line(caught, f": has {block} (", "which the model lacks")
 
 
 def test_what_nothing_would_train_must_be_there(saved):

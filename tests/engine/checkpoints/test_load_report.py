@@ -41,3 +41,19 @@ def test_names_are_grouped_by_the_outermost_module_that_holds_nothing_else():
 def test_long_lists_end():
     assert shortened(["a", "b"]) == "a, b"
     assert shortened([str(n) for n in range(14)]).endswith("8, 9 and 4 more")
+
+
+def test_a_surplus_lies_inside_of_what_the_model_has():
+    report = _report(
+        loaded=("backbone.res4.5.conv.weight", "roi_heads.box_head.fc1.weight"),
+        missing=("rpn.conv.bias",),
+        unused=(
+            "backbone.res4.6.conv.weight", "backbone.fpn.weight", "roi_heads.box_head.fc2.weight",
+            "rpn.conv.weight", "roi_heads.mask_head.fcn1.weight", "sem_seg_head.p2.weight",
+            "pixel_mean", "res4.7.conv.weight", "stem.fc.weight", "fc.weight", "res9.1.conv.weight",
+        ),
+    )  # fmt: skip
+    assert report.surplus == (
+        "backbone.res4.6.conv.weight", "backbone.fpn.weight", "roi_heads.box_head.fc2.weight",
+        "rpn.conv.weight", "res4.7.conv.weight",
+    )  # fmt: skip
