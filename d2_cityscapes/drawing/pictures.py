@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
+from d2_cityscapes.data.register import has_truth
 from d2_cityscapes.drawing.overlay import draw_instance_ids, side_by_side
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output, ids_of_train_ids
 from d2_cityscapes.evaluation.shard_evaluator import naming_image
@@ -20,7 +21,7 @@ __all__ = ["PictureWriter"]
 
 
 class PictureWriter(DatasetEvaluator):
-    """Draws the first images of a dataset: image, prediction and truth in a row.
+    """Draws the first images of a dataset: image, prediction and, if there is one, truth in a row.
 
     It draws the richest form of what the model predicts (panoptic, else instances of a score of at
     least 0.5, else semantics) and the same of the truth. It returns no numbers.
@@ -34,6 +35,7 @@ class PictureWriter(DatasetEvaluator):
     def __init__(self, dataset_name: str, folder: str | Path, number: int) -> None:
         self.table: LabelTable = MetadataCatalog.get(dataset_name).label_table
         self.folder = Path(folder)
+        self._has_truth = has_truth(dataset_name)
         self._chosen = {d["image_id"] for d in DatasetCatalog.get(dataset_name)[:number]}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -57,7 +59,9 @@ class PictureWriter(DatasetEvaluator):
                 if "instances" in output
                 else ids_of_train_ids(self.table.train_id_of[truth], self.table)
             )
-        maps = {"image": np.zeros_like(truth), "prediction": predicted, "truth": truth}
+        maps = {"image": np.zeros_like(truth), "prediction": predicted}
+        if self._has_truth:
+            maps["truth"] = truth
         panels = {
             caption: draw_instance_ids(pixels, ids, self.table) for caption, ids in maps.items()
         }

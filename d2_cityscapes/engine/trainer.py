@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import (
     CallbackHook,
@@ -166,6 +166,11 @@ class Trainer(DefaultTrainer):
                 seconds=time.perf_counter() - started,
                 config=cfg.dump(),
                 weights=weights,
+                unscored={
+                    name: len(DatasetCatalog.get(name))
+                    for name in cfg.DATASETS.TEST
+                    if not has_truth(name)
+                },
             )
             logger.info("results written to %s", path)
         return results

@@ -30,6 +30,7 @@ __all__ = [
     "write_results",
 ]
 
+_LARGEST = 1e9  # of a number in percent, far beyond any; nan and infinity are not below it
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -91,6 +92,7 @@ def write_results(
     config: str | None = None,
     weights: str | Path | None = None,
     command: Sequence[str] | None = None,
+    unscored: Mapping[str, int] | None = None,
 ) -> None:
     """Write results.json, whole or not at all.
 
@@ -101,8 +103,9 @@ def write_results(
         config: text of the config that made them, e.g. ``cfg.dump()``.
         weights: file of the weights that made them. One that is not on this disk is left out.
         command: the command line; None for that of this process.
+        unscored: dataset without truth -> number of images that were predicted, for a submission.
     """
-    document = {
+    document: dict[str, Any] = {
         "results": [asdict(row) for row in rows],
         "config_sha256": None if config is None else hashlib.sha256(config.encode()).hexdigest(),
         "weights_sha256": _weights_sha256(weights),
@@ -110,6 +113,8 @@ def write_results(
         "command": shlex.join(sys.argv if command is None else command),
         "seconds": round(seconds, 3),
     }
+    if unscored:
+        document["unscored_images"] = dict(unscored)
     write_json(path, document)
 
 
@@ -139,15 +144,36 @@ def read_results(path: str | Path) -> tuple[list[ResultRow], dict[str, Any]]:
     Raises:
         ResultsError: no such file, or not in the form that `write_results` gives it.
     """
-    names = [field.name for field in fields(ResultRow)]
     try:
         document = json.loads(Path(path).read_text())
-        rows = [ResultRow(**{name: row[name] for name in names}) for row in document.pop("results")]
+        rows = [_checked_row(row) for row in document.pop("results")]
+        if not isinstance(document.get("versions", {}), dict):
+            raise TypeError("versions is no object")
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ResultsError(f"{path}: not a results.json ({error}); evaluate again") from error
     return rows, document
+
+
+def _checked_row(row: Mapping[str, Any]) -> ResultRow:
+    """TypeError where a field has another type than `ResultRow` says."""
+    found = ResultRow(**{field.name: row[field.name] for field in fields(ResultRow)})
+    for name, value in asdict(found).items():
+        if name == "value":
+            kind, good = "number", value is None or _is_number(value)
+        elif name in ("images", "classes"):
+            kind, good = "count", type(value) is int and value >= 0
+        else:
+            kind, good = "text", isinstance(value, str)
+        if not good:
+            raise TypeError(f"{name} {str(value)[:40]!r} is no {kind}")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    """Whether something from a JSON is finite; True and False are no numbers."""
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST  # type: ignore[operator]
 
 
 def percent_text(value: float | None, digits: int = 2) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from d2_cityscapes.png import figure_png
 
 __all__ = ["draw_loss_curves", "draw_losses", "loss_curves_png", "read_losses"]
 
+_logger = logging.getLogger(__name__)
+
+_LARGEST = 1e30  # of what can be drawn
 _TOTAL = "total_loss"
 _VALIDATION = "val/"  # before the name of a training loss
 
@@ -23,8 +27,9 @@ def read_losses(path: str | Path) -> dict[str, dict[int, float]]:
     """Loss name -> iteration -> value, "total_loss" first.
 
     Losses on validation images have "val/" before their names. Lines without losses (evaluations)
-    and a line cut short are skipped. What follows an iteration that a resumed run logged again was
-    lost with the stop, and does not count.
+    are skipped, and so are a last line cut short and, with a warning that counts them, lines that
+    are no JSON object or have losses that are no numbers. What follows an iteration that a resumed
+    run logged again was lost with the stop, and does not count.
 
     Args:
         path: a metrics.json, one JSON object a line.
@@ -37,21 +42,46 @@ def read_losses(path: str | Path) -> dict[str, dict[int, float]]:
     except (OSError, UnicodeDecodeError) as error:
         raise D2CityscapesError(f"{path}: cannot be read as metrics of a training") from error
     losses: dict[str, dict[int, float]] = {_TOTAL: {}}
-    for line in lines:
+    wrong = []
+    for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-        except ValueError:
+            iteration, logged = _read_line(line)
+        except (ValueError, TypeError, RecursionError):
+            wrong.append(number)
             continue
-        if not isinstance(entry, dict) or "iteration" not in entry:
-            continue
-        iteration = entry["iteration"]
-        for name, value in entry.items():
-            if name.removeprefix(_VALIDATION).startswith((_TOTAL, "loss")):
-                values = losses.setdefault(name, {})
-                while values and next(reversed(values)) >= iteration:
-                    values.popitem()
-                values[iteration] = value
+        for name, value in logged.items():
+            values = losses.setdefault(name, {})
+            while values and next(reversed(values)) >= iteration:
+                values.popitem()
+            values[iteration] = value
+    if wrong[-1:] == [len(lines)]:  # a training that goes on, or was killed
+        wrong.pop()
+    if wrong:
+        _logger.warning(
+            "%s: skipped %d lines that are no losses, the first of them line %d",
+            path, len(wrong), wrong[0],
+        )  # fmt: skip
     return {name: values for name, values in losses.items() if values}
+
+
+def _read_line(line: str) -> tuple[int, dict[str, float]]:
+    """Iteration and losses of a line of a metrics.json; TypeError or ValueError of another."""
+    entry = json.loads(line)
+    if not isinstance(entry, dict):
+        raise TypeError
+    losses = {
+        name: value
+        for name, value in entry.items()
+        if name.removeprefix(_VALIDATION).startswith((_TOTAL, "loss"))
+    }
+    iteration = entry.get("iteration")
+    if iteration is None or not losses:
+        return 0, {}
+    if type(iteration) is not int or abs(iteration) > _LARGEST:
+        raise TypeError
+    if any(type(value) not in (int, float) or abs(value) > _LARGEST for value in losses.values()):
+        raise TypeError
+    return iteration, losses
 
 
 def draw_loss_curves(runs: Mapping[str, str | Path], output: str | Path) -> bool:

@@ -14,6 +14,7 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.results import ResultRow, percent_text, read_results
 from d2_cityscapes.files import check_outputs, write_atomically
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
+from d2_cityscapes.png import picture_errors
 from d2_cityscapes.report.curves import loss_curves_png
 from d2_cityscapes.report.page import (
     escaped,
@@ -250,11 +251,8 @@ def _provenance(about: dict[str, Any]) -> str:
 
 def _jpeg(path: Path) -> str:
     """A picture as a data URL, made small enough to send around."""
-    try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-    except OSError as error:
-        raise D2CityscapesError(f"{path}: not a readable picture; delete it") from error
+    with picture_errors(path, kind="picture"), Image.open(path, formats=["PNG"]) as picture:
+        small = picture.convert("RGB")
     if small.width > _PICTURE_WIDTH:
         height = round(small.height * _PICTURE_WIDTH / small.width)
         small = small.resize((_PICTURE_WIDTH, height), Image.Resampling.LANCZOS)

@@ -34,6 +34,7 @@ from d2_cityscapes.evaluation.evaluators import (
 )
 from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError, PanopticQuality
+from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
 from d2_cityscapes.evaluation.submission.writer import PanopticSubmissionWriter
 from d2_cityscapes.labels import CITYSCAPES
@@ -414,6 +415,35 @@ def test_the_gates_of_the_quick_configs(kind: str, datasets: Path, repository: P
     with pytest.raises(D2CityscapesError) as error:
         check_expected(gates, evaluator.rows)
     assert len(error.value.details or [error.value]) == len(gates)
+
+
+def test_a_test_set_is_submitted_and_counted(
+    datasets_root: Path,
+    repository: Path,
+    tiny_opts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the model to results.json: no scores, no error."""
+    name = "images_without_truth"
+    register_cityscapes_shards(
+        name, datasets_root / "cityscapes_shards", split="val", labelled=False
+    )
+    opts = [*tiny_opts, "DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(tmp_path)]
+    cfg = load_config(repository / "configs" / "quick" / "semantic.yaml", opts)
+    with pytest.raises(D2CityscapesError, match=rf"{name}: has no truth .*TEST\.SUBMISSION True"):
+        build_evaluator(cfg, name)
+    cfg.defrost()
+    cfg.TEST.SUBMISSION = True
+    assert not Trainer.test(cfg, Trainer.build_model(cfg))
+    rows, about = read_results(tmp_path / "results.json")
+    assert (rows, about["unscored_images"]) == ([], {name: 8})
+    assert len(list((tmp_path / "submission" / name / "semantic").glob("*_labelIds.png"))) == 8
+    (picture,) = (tmp_path / "pictures" / name).iterdir()
+    with Image.open(picture) as drawn:
+        assert drawn.width == 2 * 1024 + 8  # image and prediction, no truth
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 @pytest.mark.parametrize("form", ["panoptic_seg", "instances", "boxes", "sem_seg"])

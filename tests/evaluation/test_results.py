@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.results import make_rows, read_results, write_results
+from d2_cityscapes.evaluation.results import ResultsError, make_rows, read_results, write_results
 
 SCORES = {"AP": (41.5, 8), "APs": (math.nan, 0), "AP-car": (None, 0)}
 
@@ -71,3 +71,40 @@ def test_another_file_is_one_clear_error(tmp_path: Path, content: str) -> None:
         read_results(path)
     with pytest.raises(D2CityscapesError, match=r"no\.json: cannot be read"):
         read_results(tmp_path / "no.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("task", 3),
+        ("metric", None),
+        ("dataset", ["val"]),
+        ("protocol", {}),
+        ("value", "41.5"),
+        ("value", True),
+        ("value", [1]),
+        ("value", math.nan),
+        ("value", math.inf),
+        ("value", 10**400),
+        ("images", "250"),
+        ("images", None),
+        ("images", -1),
+        ("images", 2.5),
+        ("classes", True),
+    ],
+)
+def test_a_field_of_another_type_is_one_clear_error(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    document = write(tmp_path / "r.json")
+    document["results"][1][field] = value
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    with pytest.raises(ResultsError, match=rf"r\.json: not a results\.json \({field} ") as caught:
+        read_results(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_truth_are_counted(tmp_path: Path) -> None:
+    write_results(tmp_path / "r.json", [], seconds=1, unscored={"cityscapes_shards_test": 1525})
+    rows, about = read_results(tmp_path / "r.json")
+    assert (rows, about["unscored_images"]) == ([], {"cityscapes_shards_test": 1525})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -75,3 +76,28 @@ def test_loss_curves_of_stages(stages: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.json").write_text("")
     assert not draw_loss_curves({"a": tmp_path / "empty.json"}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_lines_of_something_else_are_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.json"
+    good = ['{"iteration": 0, "total_loss": 3.0}', '{"iteration": 20, "total_loss": 2}']
+    wrong = [
+        '{"iteration": "x", "total_loss": 1.0}',
+        '{"iteration": 1.5, "total_loss": 1.0}',
+        '{"iteration": [1], "total_loss": 1.0}',
+        '{"iteration": true, "total_loss": 1.0}',
+        '{"iteration": 5, "total_loss": "low"}',
+        '{"iteration": 5, "total_loss": null}',
+        '{"iteration": 5, "total_loss": {"a": 1}}',
+        '{"iteration": 1' + "0" * 400 + ', "total_loss": 1.0}',
+        '{"iteration": 5, "total_loss": 1' + "0" * 400 + "}",
+        "[3]",
+        "no JSON",
+        "[" * 100_000,
+    ]
+    path.write_text("\n".join([good[0], *wrong, good[1], '{"iterat']))
+    assert read_losses(path) == {"total_loss": {0: 3.0, 20: 2}}
+    assert f"metrics.json: skipped {len(wrong)} lines" in caplog.text
+    assert draw_loss_curves({"run": path}, tmp_path / "curves.png")

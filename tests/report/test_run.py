@@ -137,3 +137,32 @@ def test_no_file_of_a_run_is_overwritten(stages: Path) -> None:
     assert {p: p.read_bytes() for p in stages.rglob("*") if p.is_file()} == before
     for _ in range(2):
         write_report(stages, stages / "stage1" / "page.html")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"results": [], "versions": 3}',
+        '{"results": [], "versions": ["torch"]}',
+        '{"results": [{"task": "segm", "metric": "AP", "value": "high", "protocol": "COCO",'
+        ' "dataset": "val", "images": 9, "classes": 8}]}',
+        "[" * 100_000,
+    ],
+)
+def test_results_of_another_form_are_one_line(
+    write_run: Callable, tmp_path: Path, content: str
+) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "results.json").write_text(content)
+    with pytest.raises(D2CityscapesError, match=r"results\.json: not a results\.json") as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+def test_pictures_of_another_form_are_one_line(write_run: Callable, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\1\0\0\0\0\x97\x8a\xc0\x93"
+    (run / "pictures" / "val_report" / "bomb.png").write_bytes(header)
+    with pytest.raises(D2CityscapesError, match=r"bomb\.png: "):
+        write_report(run)
