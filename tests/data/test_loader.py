@@ -25,7 +25,12 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data import register_cityscapes_shards, write_shards
-from d2_cityscapes.data.loader import LoaderError, build_train_loader
+from d2_cityscapes.data.loader import (
+    LoaderError,
+    TrainingImages,
+    build_train_loader,
+    training_images,
+)
 
 CAR, TRUCK = 26000, 27000
 
@@ -210,6 +215,57 @@ def test_images_without_objects_follow_the_key(register):
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
     kept = set(names(take(build_train_loader(cfg), 4)))
     assert kept == {"sparse_000001_000019", "sparse_000003_000019"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "panoptic"),
+    [
+        ("SemanticSegmentor", False),
+        ("DeepLabV3Segmentor", False),
+        ("SeamlessPanoptic", True),
+        ("SeamlessPanoptic", False),
+    ],
+)
+def test_a_semantic_head_learns_from_images_without_objects(register, architecture, panoptic):
+    """Road and sky need no instance: 4 of 4, with Detectron2's default of the key."""
+    cfg = make_cfg("DATASETS.TRAIN", (register("bare", [scene(), scene(CAR), scene(26), scene()]),))
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = panoptic
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    assert len(set(names(take(build_train_loader(cfg, mapper=untouched), 8)))) == 4
+    assert str(training_images(cfg)) == "4 of 4 images"
+
+
+def test_what_is_trained_on_is_recorded(register, caplog):
+    cfg = make_cfg(
+        "DATASETS.TRAIN", (register("rec", [scene(), scene(CAR), scene(26), scene(CAR)]),)
+    )
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.RANDOM_SUBSET_RATIO = (
+        "RandomSubsetTrainingSampler",
+        0.5,
+    )
+    left_out = {
+        "without instances: DATALOADER.FILTER_EMPTY_ANNOTATIONS": 2,
+        "not in the subset: DATALOADER.RANDOM_SUBSET_RATIO": 1,
+    }
+    expected = TrainingImages(1, 4, left_out)
+    with caplog.at_level("INFO"):
+        loader = build_train_loader(cfg, mapper=untouched)
+    assert loader.images == training_images(cfg) == expected
+    assert (
+        "training on 1 of 4 images (2 without instances: DATALOADER.FILTER_EMPTY_ANNOTATIONS, "
+        "1 not in the subset: DATALOADER.RANDOM_SUBSET_RATIO)"
+    ) in caplog.text
+    assert len(set(names(take(loader, 6)))) == expected.used
+
+
+def test_what_has_no_truth_is_not_trained_on(register):
+    name = register("secret", [scene(), scene()])
+    MetadataCatalog.pop(name)
+    MetadataCatalog.get(name).set(tasks=())
+    with pytest.raises(LoaderError, match="secret: has no annotations to train on"):
+        build_train_loader(make_cfg("DATASETS.TRAIN", (name,)))
 
 
 def test_annotations_stay_behind(datasets):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -146,3 +147,41 @@ def test_something_else_is_not_a_shard(tmp_path):
         (tmp_path / "x.safetensors").write_bytes(content)
         with pytest.raises(ShardError, match=r"x\.safetensors"):
             ShardReader(tmp_path / "x.safetensors")[0]
+
+
+@pytest.mark.parametrize("codec", ["zstd", "raw"])
+def test_ids_beyond_the_table_are_a_shard_error(sources, tmp_path, codec):
+    """65535 is no id of any table, and lookups would end in an IndexError."""
+    odd = replace(sources[0], ids=np.full(sources[0].size, 33_999, np.uint16))
+    (path,) = write_shards([odd], tmp_path, split="train", annotation_codec=codec)
+    smaller = LabelTable("cityscapes", CITYSCAPES.classes, CITYSCAPES.label_names[:-1])
+    shard = ShardFile(path, CITYSCAPES)
+    assert shard.id_map(0).max() == 33_999
+    shard._label_table = smaller
+    for read in (shard.id_map, shard.instance_ids):
+        with pytest.raises(
+            ShardError, match=r"instance ids of record 0: 33999 is not in the table"
+        ):
+            read(0)
+
+
+def test_a_system_without_positioned_reads(coded_folder, monkeypatch):
+    """Windows: whole shards are read, at several places at once, and are not called damaged."""
+    expected = _read_everything(coded_folder / NAME)
+    monkeypatch.delattr("os.preadv")
+    monkeypatch.delattr("os.pread")
+    reader = ShardReader(coded_folder / NAME)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(reader.__getitem__, [*range(len(reader))] * 20))
+    for record, right in zip(found, expected * 20, strict=True):
+        assert record.image.equal(right.image) and record.instance_ids.equal(right.instance_ids)
+    content = (coded_folder / NAME).read_bytes()
+    (coded_folder / NAME).write_bytes(content[:-1])
+    with pytest.raises(ShardError, match=r"bytes, .* expected"):
+        ShardReader(coded_folder / NAME)[0]
+
+
+def test_a_defect_of_ours_is_not_called_damage(folder, monkeypatch):
+    monkeypatch.setattr("d2_cityscapes.shards.file.check_header", None)
+    with pytest.raises(TypeError):
+        ShardReader(folder / NAME)[0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +232,55 @@ def test_images_of_two_sizes_are_refused(sources, tmp_path, array_source):
     wide = array_source("wide.png", np.zeros((12, 24, 3), np.uint8), np.zeros((12, 24), int))
     with pytest.raises(SourceError, match=r"wide.png: \(12, 24\).*one size"):
         write_shards([*sources, wide], tmp_path, split="train")
+
+
+@pytest.mark.parametrize("name", ["{}", "{}.png", "{}.JPG", "{}_gtFine_instanceIds.png"])
+def test_two_images_of_one_name_are_refused(sources, tmp_path, name):
+    """In two cities perhaps, or in two formats: predictions and scores go by the name."""
+    first = replace(sources[0], file_name="000000_leftImg8bit.png")
+    second = replace(sources[1], file_name=name.format("000000"))
+    with pytest.raises(SourceError, match=r"train has two images called 000000: .*rename them"):
+        write_shards([first, second], tmp_path / "new", split="train")
+    assert not (tmp_path / "new").exists()
+    write_splits({"train": [first], "val": [second]}, tmp_path, partitions={"train": 1, "val": 1})
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "a\\b.png", "", "..", "C:a.png", "...png"])
+def test_names_that_leave_a_folder_are_not_packed(sources, tmp_path, name):
+    with pytest.raises(SourceError, match="is not the name of a file"):
+        write_shards([replace(sources[0], file_name=name)], tmp_path / "new", split="train")
+
+
+@dataclass(frozen=True)
+class Fingerprinted:
+    """A source with a fingerprint in the form of today, and in that of older shards."""
+
+    source: Any
+    fingerprint: str
+    earlier_fingerprint: str
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["source"], name)
+
+
+def test_shards_of_an_earlier_version_are_kept_with_a_word(sources, tmp_path, caplog):
+    plain = [Fingerprinted(s, "6+4", "6+4") for s in sources]
+    write_shards(plain, tmp_path, split="train", partitions=2)
+    before = _content(tmp_path)
+    summed = [Fingerprinted(s, "6+4 1a2b 3c4d", "6+4") for s in sources]
+    write_shards(summed, tmp_path, split="train", partitions=2)
+    assert _content(tmp_path) == before
+    assert "packed by an earlier version" in caplog.text and "--verify" in caplog.text
+    other = [Fingerprinted(s, "6+5 1a2b 3c4d", "6+5") for s in sources]
+    with pytest.raises(ShardError, match="made from other images"):
+        write_shards(other, tmp_path, split="train", partitions=2)
+
+
+def test_room_for_more_pixels_than_any_picture_has(sources, tmp_path):
+    @dataclass(frozen=True)
+    class Wide(type(sources[0])):
+        canvas = (100_000, 100_000)
+
+    wide = Wide(sources[0].file_name, sources[0].pixels, sources[0].ids)
+    with pytest.raises(SourceError, match=r"takes \(100000, 100000\) \(H, W\), more than"):
+        write_shards([wide], tmp_path / "new", split="train")
