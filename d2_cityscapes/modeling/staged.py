@@ -8,10 +8,11 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSegmentor
-from torch import nn
+from torch import Tensor, nn
 
 from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
+from d2_cityscapes.modeling.void import zero_if_void
 
 __all__ = ["StagedRCNN", "StagedSegmentor"]
 
@@ -40,7 +41,7 @@ class StagedRCNN(KeepsFrozen, GeneralizedRCNN):
 
 @META_ARCH_REGISTRY.register()
 class StagedSegmentor(KeepsFrozen, SemanticSegmentor):
-    """`SemanticSegmentor`, likewise."""
+    """`SemanticSegmentor`, likewise, but for batches of void alone."""
 
     @configurable
     def __init__(self, *, complete: Callable[[nn.Module], None] = nothing, **kwargs: Any) -> None:
@@ -55,3 +56,10 @@ class StagedSegmentor(KeepsFrozen, SemanticSegmentor):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {**super().from_config(cfg), "complete": partial(put_into_force, cfg)}
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """As `SemanticSegmentor`; the loss of a batch of void alone is 0, not nan."""
+        output = super().forward(batched_inputs)
+        return zero_if_void(output, batched_inputs, self.sem_seg_head) if self.training else output

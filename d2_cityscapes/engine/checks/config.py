@@ -7,7 +7,7 @@ from detectron2.utils import comm
 
 from d2_cityscapes.engine.checkpoints.averaging import check_averaging
 from d2_cityscapes.engine.checks.expected import check_expected_results
-from d2_cityscapes.engine.checks.model import check_architecture
+from d2_cityscapes.engine.checks.model import check_architecture, check_precise_bn
 from d2_cityscapes.engine.checks.values import check_values
 from d2_cityscapes.engine.setup import ConfigError, check_datasets
 from d2_cityscapes.engine.step.schedules import check_schedule
@@ -37,6 +37,7 @@ def check_config(cfg: CfgNode, *, train: bool) -> None:
         check_schedule(cfg)
         check_training_step(cfg)
         check_averaging(cfg)
+        check_precise_bn(cfg)
     elif not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name a dataset to evaluate on")
     check_expected_results(cfg)

@@ -181,6 +181,7 @@ _SOLVER = (
     _at_least("SOLVER.WEIGHT_DECAY_NORM", 0),
     _whole("TEST.EVAL_PERIOD", 0),
     _whole("TEST.VAL_LOSS_PERIOD", 0),
+    _whole("TEST.PRECISE_BN.NUM_ITER", 1),
     _one_of("INPUT.RANDOM_FLIP", "horizontal", "vertical", "none"),
 )
 _CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")

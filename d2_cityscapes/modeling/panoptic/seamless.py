@@ -26,6 +26,7 @@ from d2_cityscapes.modeling.panoptic.postprocessing import (
     resize_to_labels,
 )
 from d2_cityscapes.modeling.panoptic.semantic_head import MiniDLSemSegHead
+from d2_cityscapes.modeling.void import zero_if_void
 
 __all__ = ["SeamlessPanoptic"]
 
@@ -104,7 +105,10 @@ class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
         a part of all pixels, among which padding must not count.
         """
         if not self.training or not isinstance(self.sem_seg_head, MiniDLSemSegHead):
-            return super().forward(batched_inputs)
+            output = super().forward(batched_inputs)
+            if not self.training:
+                return output
+            return zero_if_void(output, batched_inputs, self.sem_seg_head)
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         classes = [x["sem_seg"].to(self.device) for x in batched_inputs]

@@ -91,7 +91,7 @@ def test_ranges_of_the_short_edge(configure: Callable) -> None:
     sampling = ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN")
     check_values(configure(RCNN, *sampling, "(64, 80)"))
     for wrong in ("(64,)", "(64, 70, 80)", "(80, 64)"):
-        with pytest.raises(ConfigError, match="INPUT.MIN_SIZE_TRAIN .* two short edges"):
+        with pytest.raises(ConfigError, match=r"INPUT.MIN_SIZE_TRAIN .* two short edges"):
             check_values(configure(RCNN, *sampling, wrong))
 
 
