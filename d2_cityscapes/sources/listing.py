@@ -43,7 +43,7 @@ def list_files(folder: Path, pattern: str, end: str, endings: Sequence[str]) -> 
         (hidden if is_hidden else found).append(path)
     if hidden:
         count = f"{len(hidden)} file{'s' if len(hidden) > 1 else ''}"
-        names = first_few(sorted(path.name for path in hidden), 2)
+        names = first_few(sorted(str(path.relative_to(folder)) for path in hidden), 2)
         logger.warning("%s: passed over %s with a dot in front (%s)", folder, count, names)
     return found
 

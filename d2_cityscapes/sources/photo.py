@@ -146,6 +146,8 @@ def _is_png(path: Path) -> bool:
 
 def _photo_size(path: Path) -> Size:
     """(H, W) of the photograph as it is shown, from the header of its file."""
+    if not path.exists() and not path.is_symlink():
+        raise SourceError(f"{path}: missing{missing_file(path)}")
     if _is_png(path):
         return read_header(path).size
     with _errors(path), Image.open(path, formats=["JPEG"]) as picture:
@@ -157,12 +159,10 @@ def _photo_size(path: Path) -> Size:
 
 def _check_photo(path: Path) -> None:
     """Look at a file without decoding it: the checksums of a PNG, begin and end of a JPEG."""
-    if not path.exists() and not path.is_symlink():
-        raise SourceError(f"{path}: missing{missing_file(path)}")
+    _photo_size(path)
     if _is_png(path):
         check_png(path, RGB)
         return
-    _photo_size(path)
     with _errors(path):
         _check_jpeg_end(path)
 

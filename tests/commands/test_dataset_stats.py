@@ -5,10 +5,12 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.data import ShardReader
+from d2_cityscapes.data import ShardReader, write_shards
+from d2_cityscapes.labels import IDD, VISTAS, LabelTable
 
 TOOL = "tools/dataset_stats.py"
 
@@ -69,6 +71,26 @@ def test_partitions_are_one_set(call, datasets, tmp_path):
     shards = datasets / "cityscapes_shards"
     assert content["objects"] == _objects(shards, split="train", partitions=[1, 2])
     assert content["images"] == 2
+
+
+def test_the_classes_are_those_of_the_shards(call, array_source, tmp_path):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    for table, person in ((IDD, 5), (VISTAS, 20)):
+        source = array_source("a.png", pixels, np.full((4, 6), person * 1000))
+        folder = tmp_path / table.name
+        write_shards([source], folder, split="val", table=table)
+        for labels in ([], ["--labels", table.name]):
+            code, out, err = call("--shards", folder, "--split", "val", *labels)
+            assert code == 0, err
+            rows = [line.split() for line in out.splitlines()]
+            assert [table.classes[table.train_id_of[person]].name, "1", "100.0", "1", "0"] in rows
+        code, _, err = call("--shards", folder, "--split", "val", "--labels", "cityscapes")
+        assert code == 1 and f"made with another label table ({table.name})" in err
+    own = LabelTable("streets", IDD.classes[:13], IDD.label_names)
+    source = array_source("a.png", pixels, np.full((4, 6), 5))
+    write_shards([source], tmp_path / "own", split="val", table=own)
+    code, _, err = call("--shards", tmp_path / "own", "--split", "val")
+    assert code == 1 and "made with the label table streets, which is none of cityscapes" in err
 
 
 @pytest.mark.parametrize(

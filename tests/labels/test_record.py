@@ -37,8 +37,9 @@ def test_fewer_names_differ_and_unknown_ones_do_not():
     del record["hash"], record["classes"]
     found = class_differences(record, CITYSCAPES)
     assert list(found) == ["things"]
-    assert "cityscapes (no more), and the data has those of cityscapes (7 bicycle)" in (
-        found["things"]
+    assert (
+        "cityscapes (no more), and the data has those of cityscapes (7 bicycle)"
+        in (found["things"])
     )
 
 

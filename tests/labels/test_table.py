@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cityscapesscripts.helpers.labels import id2label, labels, name2label, trainId2label
 
+from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import (
     CITYSCAPES,
     IDD,
@@ -124,6 +125,40 @@ def test_label_ids_that_cannot_be_encoded_are_refused(label_id: int, thing_id: i
     c = LabelClass("lane", label_id, 0, thing_id, (1, 2, 3))
     with pytest.raises(ValueError, match=f"streets: label id {label_id} of lane"):
         LabelTable("streets", (c,), ((0, "unlabeled"),))
+
+
+def _table(*classes: tuple) -> LabelTable:
+    """A table of (name, label id, train id, thing id)."""
+    made = tuple(LabelClass(*c, (1, 2, 3)) for c in classes)
+    return LabelTable("own", made, ((0, "void"), *((c.label_id, c.name) for c in made)))
+
+
+def test_a_table_of_ones_own() -> None:
+    table = _table(("lane", 999, 0, None), ("truck", 64, 1, 1), ("bicycle", 2, 2, 0))
+    assert [c.name for c in table.things] == ["bicycle", "truck"]
+    assert len(_table(*((f"c{i}", i + 1, i, None) for i in range(255))).classes) == 255
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([("a", 1, 1, 0), ("b", 2, 2, 1)], "train ids 1, 2; .*0, 1, 2, ... without holes"),
+        ([("a", 1, 0, 0), ("b", 2, 2, 1)], "train ids 0, 2;"),
+        ([("a", 1, 0, 0), ("b", 2, 0, 1)], "train ids 0, 0;"),
+        ([("a", 1, 1, 0), ("b", 2, 0, 1)], "train ids 1, 0; classes are listed by train id"),
+        ([(f"c{i}", i + 1, i, None) for i in range(256)], "up to 254"),
+        ([("a", 1, 0, 0), ("b", 2, 1, 2)], "thing ids 0, 2; .* without holes"),
+        ([("a", 1, 0, 1)], "thing ids 1;"),
+        ([("a", 1, 0, 0), ("b", 2, 1, 0)], "thing ids 0, 0;"),
+        ([("a", 1, 0, 0), ("a", 2, 1, 1)], "2 classes of the name a;"),
+        ([("a", 1, 0, 0), ("b", 1, 1, 1)], "2 classes of the label id 1;"),
+        ([("a", 1000, 0, None)], "label id 1000 of a;"),
+    ],
+)
+def test_ids_with_holes_and_doubles_are_refused(classes: list[tuple], message: str) -> None:
+    with pytest.raises(D2CityscapesError, match=f"own: .*{message}") as caught:
+        _table(*classes)
+    assert "\n" not in str(caught.value)
 
 
 # Indian Driving Dataset ---------------------------------------------------------------------------

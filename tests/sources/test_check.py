@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from d2_cityscapes.labels import CITYSCAPES
-from d2_cityscapes.sources.check import check_ids, check_sources
+from d2_cityscapes.sources.check import check_ids, check_sources, contents
 from d2_cityscapes.sources.errors import SourceError
 
 
@@ -71,3 +75,45 @@ def test_many_problems_stand_above_the_line():
 )
 def test_id_maps(ids, problem):
     assert check_ids(ids, ids.shape, CITYSCAPES) == problem
+
+
+def test_contents_change_with_every_byte_of_an_annotation_but_not_with_its_date(tmp_path):
+    picture, annotation = tmp_path / "a.jpg", tmp_path / "a.png"
+    picture.write_bytes(bytes(5000)), annotation.write_bytes(bytes(5000))
+    before = contents(picture, annotation)
+    assert before.startswith("5000+5000 ")
+    for path in (picture, annotation):
+        os.utime(path, (1, 1))
+    shutil.copy(annotation, tmp_path / "b.png")
+    assert contents(picture, tmp_path / "b.png") == before
+    for position in (0, 2500, 4999):
+        changed = bytearray(5000)
+        changed[position] = 1
+        annotation.write_bytes(changed)
+        assert contents(picture, annotation) != before
+    annotation.write_bytes(bytes(5000))
+    picture.write_bytes(bytes(4999) + b"1")
+    assert contents(picture, annotation) != before
+    picture.unlink()
+    with pytest.raises(SourceError, match=r"a.jpg: cannot be read"):
+        contents(picture, annotation)
+
+
+def test_what_is_passed_over_is_counted_in_one_line(make, caplog):
+    class Partly:
+        def __init__(self, source, **skipped):
+            self.source, self.counts = source, Counter(skipped)
+
+        def __getattr__(self, name):
+            return getattr(self.source, name)
+
+        def skipped(self):
+            return self.counts
+
+    _check(
+        {
+            "train": [Partly(make("a"), cows=2), make("b")],
+            "val": [Partly(make("c"), cows=1, dots=4)],
+        }
+    )
+    assert caplog.messages == ["passed over, as the dataset's own tools do: 3 cows, 4 dots"]

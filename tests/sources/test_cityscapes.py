@@ -11,8 +11,10 @@ from PIL import Image
 
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.png import PngError
+from d2_cityscapes.sources.check import check_names
 from d2_cityscapes.sources.cityscapes import (
     DEFAULT_PARTITIONS,
+    find_cities,
     find_sources,
     find_splits,
     parse_partitions,
@@ -194,3 +196,124 @@ def test_partitions_are_parsed():
 def test_wrong_partitions_are_one_line(argument):
     with pytest.raises(SourceError, match=f"partitions '{argument}'; give SPLIT=N"):
         parse_partitions([argument])
+
+
+# what file systems, archives and label tools leave behind ---------------------------------------
+
+
+def _rename(tree, old, new):
+    for path in sorted(tree.rglob(f"*{old}")):
+        path.rename(path.with_name(path.name.replace(old, new)))
+
+
+def test_names_with_a_dot_in_front_are_passed_over_with_a_word(tree, caplog):
+    expected = [s.file_name for s in find_sources(tree, "train")]
+    for kind in ("leftImg8bit", "gtFine"):
+        for path in sorted((tree / kind).rglob("*.png")):
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7 not a picture")
+        shutil.copytree(tree / kind / "train/aachen", tree / kind / "train/.trash")
+    assert [s.file_name for s in find_sources(tree, "train")] == expected
+    assert _problems(tree) == []
+    assert caplog.text.count("passed over 7 files with a dot in front") == 4
+    assert find_cities(tree, "train") == ["aachen", "bochum"]
+
+
+def test_endings_in_upper_case_are_read(tree):
+    expected = [s.image() for s in find_sources(tree, "train")]
+    _rename(tree, ".png", ".PNG")
+    sources = find_sources(tree, "train")
+    assert _problems(tree) == []
+    assert all((s.image() == e).all() for s, e in zip(sources, expected, strict=True))
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPEG", ".bmp", ".webp", ".tif"])
+def test_pictures_of_another_kind_are_named(tree, ending):
+    first = find_sources(tree, "train")[0]
+    first.image_path.rename(first.image_path.with_suffix(ending))
+    other = first.image_path.with_suffix(ending).name
+    (problem,) = _problems(tree)
+    assert problem == f"{first.image_path}: missing, but {other} is there; convert it to PNG"
+    _rename(tree / "leftImg8bit", ".png", ending)
+    with pytest.raises(SourceError, match=rf"leftImg8bit/train has \{ending} files .*convert them"):
+        find_sources(tree, "train")
+
+
+def test_bytes_behind_the_end_of_a_picture_are_passed_over(tree):
+    expected = find_sources(tree, "train")[0].image()
+    for path in tree.rglob("*.png"):
+        with open(path, "ab") as file:
+            file.write(bytes(10_000))
+    assert _problems(tree) == []
+    np.testing.assert_array_equal(find_sources(tree, "train")[0].image(), expected)
+
+
+def test_links_are_followed(tree, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for kind in ("leftImg8bit", "gtFine"):
+        (linked / kind).mkdir()
+        (linked / kind / "train").mkdir()
+        for city in (tree / kind / "train").iterdir():
+            (linked / kind / "train" / city.name).symlink_to(city)
+    assert len(find_sources(linked, "train")) == 3 and _problems(linked) == []
+
+
+@pytest.mark.parametrize("side", [0, 10**6])
+def test_sizes_of_headers_are_not_believed(tree, side):
+    path = find_sources(tree, "train")[0].image_path
+    content = bytearray(path.read_bytes())
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+    (problem,) = _problems(tree)
+    assert problem.startswith(f"{path}: ")
+    with pytest.raises(PngError, match=rf"says that it is {side} x {side} \(H x W\) pixels"):
+        find_sources(tree, "train")[0].image()
+
+
+def test_the_same_name_in_two_cities(tree):
+    """The order is that of the cities, whatever the hashes of texts."""
+    for kind in ("leftImg8bit", "gtFine"):
+        for city in ("aachen", "bochum"):
+            for path in sorted((tree / kind / "train" / city).iterdir()):
+                path.rename(path.with_name(path.name.replace(city, "town")))
+    first, second = (tree / kind / "train/bochum" for kind in ("leftImg8bit", "gtFine"))
+    for folder in (first, second):
+        for path in sorted((folder.parent / "aachen").glob("*000002*")):
+            shutil.copy(path, folder)
+    places = [s.image_path.parent.name for s in find_sources(tree, "train")]
+    assert places == ["aachen", "aachen", "bochum", "bochum"]
+    with pytest.raises(
+        SourceError, match=r"two images called town_000002_000019: .*aachen.*bochum"
+    ):
+        check_names({"train": find_sources(tree, "train")})
+
+
+# the test split -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def test_tree(tree):
+    (tree / "leftImg8bit/train").rename(tree / "leftImg8bit/test")
+    (tree / "gtFine/train").rename(tree / "gtFine/test")
+    return tree
+
+
+def test_a_test_split_without_annotations_is_void(test_tree):
+    labelled = find_sources(test_tree, "test")
+    assert labelled[0].instance_ids().any() and _problems(test_tree, "test") == []
+    shutil.rmtree(test_tree / "gtFine/test")
+    sources = find_sources(test_tree, "test")
+    assert [s.file_name for s in sources] == [s.file_name for s in labelled]
+    assert _problems(test_tree, "test") == []
+    for source in sources:
+        assert source.instance_ids().shape == source.size == (6, 10)
+        assert not source.instance_ids().any() and source.fingerprint
+    with pytest.raises(SourceError, match="no leftImg8bit/train"):
+        find_sources(test_tree, "train")
+
+
+def test_id_maps_of_a_test_split_are_complete_where_there_are_some(test_tree):
+    path = find_sources(test_tree, "test")[0].ids_path
+    path.unlink()
+    assert _problems(test_tree, "test") == [f"{path}: missing"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,20 @@ def test_polygons_are_drawn_in_order_as_instances_of_level_3():
     """An animal is the class of persons, a deleted car nothing, a number plate void."""
     expected = np.array(SCENE_IDS.split(), dtype=int).reshape(8, 12)
     np.testing.assert_array_equal(draw_polygons(SCENE, (8, 12)), expected)
+
+
+def test_what_the_official_tool_passes_over_is_no_instance():
+    """A point, nothing, and labels that it does not know; the car behind them is the first."""
+    objects = [
+        {"label": "car", "polygon": [[5, 5]]},
+        {"label": "car", "polygon": []},
+        box("cow", 0, 0, 11, 7),
+        box("cowgroup", 0, 0, 11, 7),
+        box("car", 1, 1, 2, 2),
+    ]
+    ids = draw_polygons(objects, (8, 12))
+    assert np.unique(ids).tolist() == [0, CAR * 1000]
+    assert np.array_equal(ids > 0, draw_polygons([box("road", 1, 1, 2, 2)], (8, 12)) > 0)
 
 
 def test_polygons_cover_what_the_official_cityscapes_tool_draws():
@@ -294,3 +309,35 @@ def test_maps_of_the_official_tool_are_not_mistaken_for_label_ids(call, tmp_path
     options = ["--truth", tmp_path, "--prediction", tmp_path, "--output", tmp_path / "results.json"]
     code, _, err = call("tools/evaluate_panoptic.py", "--labels", "idd", *options)
     assert code == 1 and "holds level3Ids, which are not label ids" in err
+
+
+def test_what_is_passed_over_is_counted_by_the_command(call, tree, tmp_path, caplog):
+    copied = tmp_path / "idd"
+    shutil.copytree(tree, copied)
+    for path in sorted(copied.rglob("*_polygons.json"))[:2]:
+        document = json.loads(path.read_text())
+        document["objects"] += [box("cow", 0, 0, 2, 2), {"label": "car", "polygon": [[1, 1]]}]
+        path.write_text(json.dumps(document))
+    pack = ["datasets/prepare_shards.py", "--idd", copied, "--output", tmp_path / "shards"]
+    code, out, err = call(*pack, "--splits", "train", "--workers", 1, "--verify")
+    assert code == 0 and out.startswith("train: 6 images"), err
+    expected = "2 objects of fewer than 2 points, 2 objects of the unknown label 'cow'"
+    assert caplog.messages == [f"passed over, as the dataset's own tools do: {expected}"]
+
+
+def test_a_picture_of_a_kind_that_is_not_read_is_named(tree, tmp_path):
+    copied = tmp_path / "idd"
+    shutil.copytree(tree, copied)
+    path = find_splits(copied, ["val"])["val"][0].image_path
+    path.rename(path.with_suffix(".webp"))
+    (problem,) = find_splits(copied, ["val"])["val"][0].problems(IDD)
+    assert problem == f"{path}: missing, but {path.stem}.webp is there; convert it to PNG"
+
+
+def test_one_image_in_two_formats_is_refused(tree, tmp_path):
+    copied = tmp_path / "idd"
+    shutil.copytree(tree, copied)
+    path = find_splits(copied, ["val"])["val"][0].image_path
+    shutil.copy(path, path.with_suffix(".JPG"))
+    with pytest.raises(SourceError, match=r"the same image as .*remove one of the two"):
+        find_splits(copied, ["val"])

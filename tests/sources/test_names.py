@@ -17,6 +17,8 @@ A = "aachen_000000_000019"
         f"{A}_instanceIds.png",
         f"{A}.png",
         f"{A}.jpeg",
+        f"{A}_leftImg8bit.PNG",
+        f"{A}.Jpg",
         A,
     ],
 )

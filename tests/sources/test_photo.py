@@ -164,3 +164,59 @@ def test_jpegs_are_read_as_pillow_does(make):
     grey = source.image_path.with_name("grey.jpg")
     Image.new("L", (20, 12), 90).save(grey)
     assert (Photo(grey, source.annotation_path, "grey.jpg", CANVAS).image() == 90).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_taken_as_viewers_show_it(make, orientation):
+    """Its annotation was drawn on what a label tool showed."""
+    source = make("a.jpg", (8, 12), canvas=(20, 20))
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:4, :6] = 255  # top left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(source.image_path, quality=95, exif=exif)
+    turned = orientation > 4
+    ids = np.full((12, 8) if turned else (8, 12), 7, np.uint16)
+    np.save(source.annotation_path, ids)
+    source = Photo(source.image_path, source.annotation_path, "a.jpg", (20, 20))
+    assert source.problems(CITYSCAPES) == []
+    assert source.size == source.instance_ids().shape == ids.shape
+    shown = source.image()
+    assert shown.shape == (*ids.shape, 3)
+    corner = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "tr", 7: "br", 8: "bl"}[orientation]
+    rows = slice(0, 3) if corner[0] == "t" else slice(-3, None)
+    columns = slice(0, 3) if corner[1] == "l" else slice(-3, None)
+    assert shown[rows, columns].min() > 200
+
+
+def test_an_annotation_of_the_picture_before_it_was_turned_is_refused(make):
+    source = make("a.jpg", (8, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 8)).save(source.image_path, exif=exif)
+    source = Photo(source.image_path, source.annotation_path, "a.jpg", CANVAS)
+    (problem,) = source.problems(CITYSCAPES)
+    assert "annotation of (8, 12), image of (12, 8) (H, W)" in problem
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "JPEG", "PNG"])
+def test_bytes_behind_the_end_are_passed_over(make, ending):
+    """The film of a "motion photo", or what a camera writes there; a thumbnail has an end too."""
+    source = make(f"a.{ending}", (8, 12))
+    if ending in ("jpg", "JPEG"):
+        exif = Image.Exif()
+        exif[0x927C] = b"\xff\xd8 a thumbnail \xff\xd9"
+        Image.fromarray(source.image()).save(source.image_path, "JPEG", exif=exif)
+    expected = source.image()
+    whole = source.image_path.read_bytes()
+    source.image_path.write_bytes(whole + bytes(100_000))
+    assert source.problems(CITYSCAPES) == []
+    np.testing.assert_array_equal(source.image(), expected)
+    source.image_path.write_bytes(whole[:-20] + bytes(100_000))
+    assert "cannot be decoded" in source.problems(CITYSCAPES)[0]
+
+
+def test_an_annotation_far_larger_than_its_photograph_is_refused(make):
+    source = make("a.png", (2, 4), ids=np.zeros((20, 40), np.uint16))
+    (problem,) = source.problems(CITYSCAPES)
+    assert "annotation of (20, 40), image of (2, 4)" in problem
