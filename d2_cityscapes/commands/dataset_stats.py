@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.files import expanded
 from d2_cityscapes.labels import LABEL_TABLES
 
 __all__ = ["main"]
@@ -24,8 +25,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shards",
         type=Path,
-        default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
-        / "cityscapes_shards",
+        default=Path(expanded(os.getenv("DETECTRON2_DATASETS", "datasets"))) / "cityscapes_shards",
         metavar="DIR",
         help="the shard folder, found through $DETECTRON2_DATASETS",
     )

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import expanded
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
 from d2_cityscapes.shards.file import PREPARE, ShardError
 from d2_cityscapes.shards.reader import ShardReader
@@ -135,7 +136,7 @@ def load_shards(
             one image, which has no halves.
     """
     if root is None:
-        root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+        root = Path(expanded(os.getenv("DETECTRON2_DATASETS", "datasets")))
         root = root / f"{table.name}_shards"
         if not root.is_dir():
             raise ShardError(

@@ -151,3 +151,5 @@ def test_the_home_folder_is_expanded(pack, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     monkeypatch.setenv("DETECTRON2_DATASETS", f"~/{tmp_path.name}")
     assert len(_names("")) == 2
+    monkeypatch.setenv("DETECTRON2_DATASETS", f"$HOME/{tmp_path.name}")
+    assert len(_names("")) == 2
