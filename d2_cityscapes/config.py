@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as _get_detectron2_cfg
 
-__all__ = ["add_d2_cityscapes_config", "get_cfg", "leaves", "model_tasks", "value_of"]
+__all__ = ["add_d2_cityscapes_config", "get_cfg", "leaves", "model_tasks", "plain", "value_of"]
 
 
 def get_cfg() -> CN:
@@ -40,6 +40,13 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # the lowest and highest 3 %.
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.METHOD = "separate"
 
+    # A training may begin from weights of other anchors, which then have to be learned anew. False:
+    # it is refused, as resuming and evaluating with other anchors is in any case.
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER = False
+
+    # A training without MODEL.WEIGHTS begins with a random network, of which frozen parts, norms of
+    # "FrozenBN" among them, stay random. False: it is refused.
+    cfg.MODEL.FROM_SCRATCH = False
     # Parts of the model that MODEL.WEIGHTS does not fill: shell-style patterns over the names of
     # parameters and buffers, e.g. "roi_heads.*". They keep their random initialisation.
     cfg.MODEL.WEIGHTS_EXCLUDE = []
@@ -167,6 +174,11 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     cfg.TEST.VAL_LOSS_DATASET = ""
     # Entries of Detectron2's TEST.EXPECTED_RESULTS may also be [dataset, task, metric, value,
     # tolerance]; without a dataset they hold for each one in DATASETS.TEST.
+
+
+def plain(value: Any) -> Any:
+    """With lists for tuples at any depth, which YAML does not tell apart."""
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -165,7 +165,7 @@ def tiny_opts() -> list[str]:
         "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "50",
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
         "DATALOADER.NUM_WORKERS", "0", "TEST.NUM_PICTURES", "1",
-        "TEST.EXPECTED_RESULTS", "[]",
+        "TEST.EXPECTED_RESULTS", "[]", "MODEL.FROM_SCRATCH", "True",
     ]  # fmt: skip
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["CHECKOUT", "HelpFormatter", "not_negative", "positive"]
+__all__ = ["CHECKOUT", "HelpFormatter", "from_scratch", "not_negative", "positive"]
 
 # Root of the checkout, with configs/ and tools/.
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,13 @@ def positive(text: str) -> int:
 def not_negative(text: str) -> int:
     """A whole number from 0 on, likewise."""
     return _at_least(0, text)
+
+
+def from_scratch(parser: argparse.ArgumentParser, opts: Sequence[str]) -> list[str]:
+    """KEY VALUE overrides with those of ``--from-scratch``, which goes with no MODEL.WEIGHTS."""
+    if "MODEL.WEIGHTS" in opts[::2]:
+        parser.error("--from-scratch and MODEL.WEIGHTS do not go together")
+    return [*opts, "MODEL.FROM_SCRATCH", "True", "MODEL.WEIGHTS", ""]
 
 
 def _at_least(least: int, text: str) -> int:

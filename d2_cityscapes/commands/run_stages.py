@@ -26,7 +26,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter
+from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter, from_scratch
 from d2_cityscapes.dependencies import require_detectron2
 
 __all__ = ["main"]
@@ -49,6 +49,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=CHECKOUT / "configs",
         help="folder with stage0.yaml, stage1.yaml, ...",
     )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="begin with random weights, whatever MODEL.WEIGHTS the config names",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for every stage")
     args = parser.parse_args(argv)
     # "--stages 2 3 SOLVER.MAX_ITER 10": argparse gives the overrides to the open-ended option
@@ -57,6 +62,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.stages = [int(number) for number in numbers]
     if not args.stages:
         parser.error("--stages needs numbers, e.g. --stages 2 3")
+    if args.from_scratch:
+        args.opts = from_scratch(parser, args.opts)
     return args
 
 

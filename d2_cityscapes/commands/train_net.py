@@ -6,7 +6,9 @@ Takes Detectron2's standard arguments; overrides follow as KEY VALUE pairs:
   tools/train_net.py --config-file out/config.yaml --eval-only MODEL.WEIGHTS out/model_final.pth
   tools/train_net.py --config-file configs/stage3.yaml --dry-run SOLVER.IMS_PER_BATCH 8
 
-OUTPUT_DIR receives config.yaml, metrics.json, checkpoints, results.json and pictures. --dry-run
+OUTPUT_DIR receives config.yaml, metrics.json, checkpoints, results.json and pictures. --eval-only
+leaves a training that is there as it is: it writes results.json, pictures and its config,
+evaluation.yaml, to OUTPUT_DIR/evaluation/DATASET, or to OUTPUT_DIR where no training is. --dry-run
 writes nothing: it trains a step in memory and prints how many parameters there are and train, what
 they and a batch take of the memory, and on a GPU the peak of a step and the largest batch that
 fits. It runs in one process; with --num-gpus N, or under torchrun, that stands for one of them.
@@ -18,6 +20,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from d2_cityscapes.commands.cli import from_scratch
 from d2_cityscapes.dependencies import require_detectron2
 
 __all__ = ["main", "train_or_evaluate"]
@@ -59,11 +62,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="write a torch profiler trace of N early steps to OUTPUT_DIR/profile",
     )
     parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="begin with random weights, whatever MODEL.WEIGHTS the config names",
+    )
+    parser.add_argument(
         "--allow-unused",
         action="store_true",
         help="warn of keys that have no effect on this run, instead of refusing them",
     )
     args = parser.parse_args(argv)
+    if args.from_scratch:
+        args.opts = from_scratch(parser, args.opts)
     given = [name for name in ("dry_run", "eval_only") if getattr(args, name)]
     given += [name for name in ("resume", "profile") if getattr(args, name) and given]
     if len(given) > 1 and given != ["eval_only", "resume"]:

@@ -24,6 +24,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from d2_cityscapes.config import plain
 from d2_cityscapes.convert.files import (
     STEPS,
     ConversionError,
@@ -207,14 +208,9 @@ def _changed(node: CfgNode, default: CfgNode) -> CfgNode:
             below = _changed(node[key], value)
             if below:
                 changed[key] = below
-        elif _plain(node[key]) != _plain(value):
+        elif plain(node[key]) != plain(value):
             changed[key] = node[key]
     return changed
-
-
-def _plain(value: Any) -> Any:
-    """With lists for tuples, which YAML does not tell apart."""
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _build(stock: CfgNode) -> nn.Module:

@@ -136,6 +136,7 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
             trained=optimized,
             table=label_table_of(cfg.DATASETS.TRAIN),
+            other_anchors=cfg.MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER,
         )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     rpn = getattr(model, "proposal_generator", None)

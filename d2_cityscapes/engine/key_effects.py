@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from d2_cityscapes.config import get_cfg, leaves
+from d2_cityscapes.config import get_cfg, leaves, plain
 from d2_cityscapes.engine.setup import ConfigError
 
 __all__ = ["check_key_effects", "idle_keys", "recorded", "unread_keys"]
@@ -212,7 +212,7 @@ def _changed(cfg: CfgNode, sections: Iterable[str]) -> list[str]:
         for key, value in leaves(cfg)
         if (not chosen or key.partition(".")[0] in chosen)
         and value not in ((), [], "")
-        and (key not in default or default[key] != value)
+        and (key not in default or plain(default[key]) != plain(value))
     ]
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "ConfigError",
     "check_datasets",
     "check_gpus",
+    "check_start",
     "check_weights_file",
     "images_per_step",
     "load_config",
@@ -102,6 +103,25 @@ def check_weights_file(cfg: CfgNode) -> None:
     path = cfg.MODEL.WEIGHTS
     if path and "://" not in path and not Path(path).is_file():
         raise ConfigError(f"MODEL.WEIGHTS {path}: no such file")
+
+
+def check_start(cfg: CfgNode) -> None:
+    """Refuse to begin with a random network that nobody has asked for.
+
+    Raises:
+        ConfigError: there are no MODEL.WEIGHTS, and MODEL.FROM_SCRATCH does not say why.
+    """
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.FROM_SCRATCH:
+        return
+    stays = ""
+    if cfg.MODEL.FREEZE.MODULES:
+        stays = f", of which {', '.join(cfg.MODEL.FREEZE.MODULES)} would stay so"
+    elif cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        stays = ", with norms that never train"
+    raise ConfigError(
+        f"MODEL.WEIGHTS is empty: training would begin with a random network{stays}; name the "
+        "weights to begin from, or say that it is meant by --from-scratch (MODEL.FROM_SCRATCH True)"
+    )
 
 
 def check_datasets(cfg: CfgNode, *, train: bool) -> None:

@@ -18,7 +18,6 @@ from detectron2.engine.hooks import (
     EvalHook,
     IterationTimer,
     PeriodicCheckpointer,
-    PreciseBN,
 )
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -34,7 +33,7 @@ from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.data.register import has_truth, label_table_of
 from d2_cityscapes.drawing.pictures import PictureWriter
 from d2_cityscapes.engine.checkpoints.averaging import AveragingHook, final_weights
-from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
+from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer, last_checkpoint
 from d2_cityscapes.engine.checkpoints.resume import (
     changed_settings,
     check_states,
@@ -46,10 +45,12 @@ from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
 from d2_cityscapes.engine.hooks import FreezeHook
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
+from d2_cityscapes.engine.precise_bn import repeatable
 from d2_cityscapes.engine.profiling import ProfileHook
 from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
 from d2_cityscapes.engine.setup import (
     ConfigError,
+    check_start,
     images_per_step,
 )
 from d2_cityscapes.engine.start import checked_config, setup
@@ -103,6 +104,7 @@ class Trainer(DefaultTrainer):
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
             trained=optimized_parameters(optimizer),
             table=label_table_of(cfg.DATASETS.TRAIN),
+            other_anchors=cfg.MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -230,7 +232,7 @@ class Trainer(DefaultTrainer):
         return parameter_names(unwrap(self.model), self.optimizer)
 
     def build_hooks(self) -> list[HookBase]:
-        hooks = super().build_hooks()
+        hooks = [repeatable(hook) for hook in super().build_hooks()]
         for hook in hooks:
             if isinstance(hook, EvalHook):
                 hook._func = self._unless_failed(hook._func)
@@ -238,9 +240,6 @@ class Trainer(DefaultTrainer):
         if freeze.MODULES:
             guard = FreezeHook(freeze.MODULES, schedule=freeze.SCHEDULE, norm_eval=freeze.NORM_EVAL)
             hooks.insert(0, guard)
-        for hook in hooks:
-            if isinstance(hook, PreciseBN) and hasattr(hook, "_model"):
-                hook._model = unwrap(hook._model)  # FreezeHook may replace the wrapper
         if self.cfg.SOLVER.EMA_DECAY > 0:
             average = AveragingHook(self.cfg.SOLVER.EMA_DECAY)
             hooks.insert(0, average)
@@ -316,8 +315,11 @@ def train(
         The results of the last evaluation; None on other ranks than the first.
 
     Raises:
-        ConfigError: keys without effect, see `check_key_effects`.
+        ConfigError: keys without effect, see `check_key_effects`; or no weights to begin from, see
+            `check_start`.
     """
+    if not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
+        check_start(cfg)
     cfg, reads = recorded(cfg)
     trainer = Trainer(cfg)
     _build_evaluation(cfg)
@@ -328,7 +330,7 @@ def train(
     complete_final_weights(trainer)
     if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:
         logger.warning(
-            "MODEL.FREEZE.MODULES freezes %s with RANDOM weights: set MODEL.WEIGHTS",
+            "MODEL.FREEZE.MODULES freezes %s with random weights, as MODEL.FROM_SCRATCH allows",
             ", ".join(cfg.MODEL.FREEZE.MODULES),
         )
     return trainer.train()

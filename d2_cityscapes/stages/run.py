@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 
 from d2_cityscapes.convert import convert_file
 from d2_cityscapes.engine.checkpoints.averaging import final_weights
+from d2_cityscapes.engine.checkpoints.fetching import fetch_weights
 from d2_cityscapes.engine.checks.config import check_config
-from d2_cityscapes.engine.setup import check_weights_file, load_config
+from d2_cityscapes.engine.setup import check_start, check_weights_file, load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, ResultsError, percent_text, read_results
@@ -128,6 +129,8 @@ def plan_stages(
                 f"stage {number} freezes {', '.join(cfg.MODEL.FREEZE.MODULES)}, which nothing "
                 f"trained: run stage {number - 1} first, or give MODEL.WEIGHTS"
             )
+        if not stage.has_begun:
+            check_start(cfg)
         if "MODEL.WEIGHTS" not in stage.opts[len(opts) :]:
             check_weights_file(cfg)
         check_config(cfg, train=True)
@@ -198,7 +201,8 @@ def _run_stage(stage: Stage) -> None:
         print(f"stage {stage.number}: already done, in {stage.output_dir}", flush=True)
         _check_expected_results(stage)
         return
-    print(f"stage {stage.number}: {stage.config_file} -> {stage.output_dir}", flush=True)
+    begins = f"from {stage.cfg.MODEL.WEIGHTS or 'random weights'}"
+    print(f"stage {stage.number}: {stage.config_file} -> {stage.output_dir}, {begins}", flush=True)
     exit_code = train_in_fresh_process(stage.config_file, stage.opts)
     if stage.is_done:
         _check_expected_results(stage)
@@ -217,6 +221,8 @@ def _prepare(stage: Stage) -> None:
     """
     fresh, weights = not stage.has_begun, stage.cfg.MODEL.WEIGHTS
     remove_temporaries(stage.output_dir, ["*"])
+    if fresh:
+        fetch_weights(weights)  # before a process is started that needs them
     if stage.deeplab and (fresh or not Path(weights).is_file()):
         print(*convert_file("torchvision-deeplab", stage.deeplab, weights), sep="\n", flush=True)
     if stage.anchors and (not stage.anchors.is_file() or (fresh and stage.fits_anchors)):

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
+from d2_cityscapes.engine.checkpoints.errors import CheckpointError
+from d2_cityscapes.engine.checkpoints.fetching import fetch_weights
 from d2_cityscapes.engine.checkpoints.load_report import LoadReport, shortened
 from d2_cityscapes.engine.checkpoints.saving import (
     save_checkpoint,
     save_weights,
     tag_checkpoint,
 )
-from d2_cityscapes.errors import D2CityscapesError, nearest
+from d2_cityscapes.errors import nearest
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.labels.record import CLASSES, class_differences, class_record
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
@@ -45,10 +47,6 @@ logger = logging.getLogger(__name__)
 _BACKBONE = "backbone."
 _COUNTER = ".num_batches_tracked"  # of batch norms: no weight, and often left out of files
 _TORCHVISION = "layer1.0.conv1.weight"  # a name of torchvision's; Detectron2 has res2.0 there
-
-
-class CheckpointError(D2CityscapesError):
-    """Weights that cannot be read, or that do not fit the model."""
 
 
 def last_checkpoint(folder: str) -> str:
@@ -88,6 +86,7 @@ class Checkpointer(DetectionCheckpointer):
         exclude: Sequence[str] = (),
         trained: Iterable[nn.Parameter] | None = None,
         table: LabelTable | None = None,
+        other_anchors: bool = False,
         **checkpointables: Any,
     ):
         """
@@ -98,6 +97,8 @@ class Checkpointer(DetectionCheckpointer):
             trained: what the training moves at some time; None for all that requires gradients.
             table: the classes of the data at hand, which are noted down in what is saved, and held
                 against those of what is loaded; None for neither.
+            other_anchors: cfg.MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER, for weights that a
+                training begins from.
             checkpointables: as in `DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
@@ -106,7 +107,9 @@ class Checkpointer(DetectionCheckpointer):
             trained = (p for p in self.model.parameters() if p.requires_grad)
         self._trained = {id(parameter) for parameter in trained}
         self._table = table
+        self._other_anchors = other_anchors
         self._path = ""  # of the file that is being loaded, for messages
+        self._query = ""  # behind it
         self._purpose = "use"  # or "start" or "resume" a training
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -127,14 +130,12 @@ class Checkpointer(DetectionCheckpointer):
         Nothing in the file is run as code, see `d2_cityscapes.tensor_files`.
 
         Raises:
-            CheckpointError: unreadable, of another architecture, incomplete, trained for other
-                classes, or an exclude pattern that matches nothing.
+            CheckpointError: not there, unreadable, of another architecture, incomplete, trained
+                for other classes, or an exclude pattern that matches nothing.
             AnchorError: trained with other anchors.
         """
         self._path = path
-        if path:
-            self._check_file()
-        return super().load(path, *args, **kwargs)
+        return super().load(self._local_file() if path else path, *args, **kwargs)
 
     def save(self, name: str, **extra: Any) -> None:
         save_checkpoint(self, name, **self._class_record(), **extra)
@@ -149,15 +150,14 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag_checkpoint(self, last_filename_basename)
 
-    def _check_file(self) -> None:
-        try:
-            local = self.path_manager.get_local_path(self._path.partition("?")[0])
-        except OSError as error:
-            raise CheckpointError(f"{self._path}: cannot be fetched ({error})") from error
+    def _local_file(self) -> str:
+        address, _, self._query = self._path.partition("?")
+        local = fetch_weights(address)
         if not os.path.isfile(local):
             resumes = self._purpose == "resume"
             named = f", though {self.save_dir}/{LAST_CHECKPOINT} names it" if resumes else ""
             raise CheckpointError(f"{self._path}: no such file{named}")
+        return local
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -170,6 +170,8 @@ class Checkpointer(DetectionCheckpointer):
             kind = type(content).__name__
             raise CheckpointError(f"{self._path}: cannot be read as weights (it holds a {kind})")
         checkpoint = _as_checkpoint(content, os.path.splitext(filename)[1])
+        if self._query == "matching_heuristics=True":  # which Detectron2 after 0.6 knows
+            checkpoint["matching_heuristics"] = True
         weights = checkpoint["model"]
         if not isinstance(weights, dict):
             raise CheckpointError(f"{self._path}: holds a {type(weights).__name__}, not weights")
@@ -187,9 +189,9 @@ class Checkpointer(DetectionCheckpointer):
         if self._purpose == "resume":
             self._check_states(checkpoint)
         differences = self._class_differences(checkpoint)
-        self._judge_anchors(weights)
         state = self.model.state_dict()
         excluded = self._excluded(state, weights) if self._purpose == "start" else []
+        self._judge_anchors(weights, excluded)
         before = {name: state[name].clone() for name in excluded}
         try:
             incompatible = super()._load_model(checkpoint)
@@ -218,8 +220,11 @@ class Checkpointer(DetectionCheckpointer):
                 f"{', '.join(lacking)}: give it as MODEL.WEIGHTS, with a new OUTPUT_DIR"
             )
 
-    def _judge_anchors(self, weights: dict[str, Any]) -> None:
-        """Take the anchor records out of the weights, and hold them against the model's anchors."""
+    def _judge_anchors(self, weights: dict[str, Any], excluded: Collection[str]) -> None:
+        """Take the anchor records out of the weights, and hold them against the model's anchors.
+
+        Where everything that has learned from the anchors is kept out, they may be any.
+        """
         records = {}
         for name in find_records(weights):
             module = name.removeprefix("module.").rpartition(".")[0]
@@ -228,7 +233,10 @@ class Checkpointer(DetectionCheckpointer):
             if not isinstance(generator, DefaultAnchorGenerator):
                 continue
             if module in records:
-                self._judge_record(records[module], generator)
+                around = self.model.get_submodule(module.rpartition(".")[0])
+                learned = {f"{module.rpartition('.')[0]}.{n}" for n, _ in around.named_parameters()}
+                if not learned.issubset(excluded):
+                    self._judge_record(records[module], generator)
             elif self._purpose == "use" and isinstance(generator, KMeansAnchorGenerator):
                 logger.warning(
                     "%s does not tell the anchors that it was trained with; the model has %s",
@@ -238,10 +246,13 @@ class Checkpointer(DetectionCheckpointer):
 
     def _judge_record(self, record: Tensor, generator: DefaultAnchorGenerator) -> None:
         difference = anchor_difference(record, generator.cell_anchors)
-        if difference and self._purpose == "start":
+        if difference and self._purpose == "start" and self._other_anchors:
             logger.warning("%s: %s, which it learns from here on", self._path, difference)
         elif difference:
-            raise AnchorError(f"{self._path}: {difference}; {REMEDY}")
+            may = ""
+            if self._purpose == "start":
+                may = "; or, to learn new ones, MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER True"
+            raise AnchorError(f"{self._path}: {difference}; {REMEDY}{may}")
 
     def _excluded(self, state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> list[str]:
         found: set[str] = set()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from d2_cityscapes.config import leaves
+from d2_cityscapes.config import leaves, plain
 from d2_cityscapes.engine.checkpoints.checkpointer import CheckpointError, last_checkpoint
 from d2_cityscapes.engine.distributed import check_step_size, scale_to_world
 from d2_cityscapes.engine.setup import ConfigError, images_per_step
@@ -89,8 +89,8 @@ def check_states(saved: Mapping[str, Any], cfg: CfgNode, checkpoint: str) -> Non
     """
     if not isinstance(saved.get("_trainer"), Mapping) or "optimizer" not in saved["_trainer"]:
         raise CheckpointError(
-            f"{checkpoint}: cannot be resumed from, as it has no state of the optimizer: give it as "
-            "MODEL.WEIGHTS, with a new OUTPUT_DIR"
+            f"{checkpoint}: cannot be resumed from, as it has no state of the optimizer: give it "
+            "as MODEL.WEIGHTS, with a new OUTPUT_DIR"
         )
     check_freeze_settings(saved.get("freeze"), cfg, checkpoint)
     check_step_size(saved.get("images_per_step"), cfg, checkpoint)
@@ -121,7 +121,7 @@ def changed_settings(saved: Mapping[str, Any], cfg: CfgNode) -> list[str]:
     return [
         f"SOLVER.{key} {value} (was {before[key]})"
         for key, value in sorted(leaves(cfg.SOLVER))
-        if key in before and _plain(before[key]) != _plain(value)
+        if key in before and plain(before[key]) != plain(value)
     ]
 
 
@@ -140,7 +140,7 @@ def regrouped(
     make other groups.
 
     Args:
-        state: from ``optimizer.state_dict()``, whose numbers of parameters count through the groups.
+        state: from ``optimizer.state_dict()``, with parameters by number, through the groups.
         saved: `parameter_names` at that time; None where the checkpoint does not tell.
         now: those of the optimizer that takes the state.
         checkpoint: file, for the message.
@@ -211,11 +211,6 @@ def check_freeze_settings(saved: Mapping | None, cfg: CfgNode, checkpoint: str) 
 def _solver(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     found = saved.get("solver")
     return found if isinstance(found, Mapping) else {}
-
-
-def _plain(value: Any) -> Any:
-    """With lists for tuples, which a config may have for the same."""
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _text(settings: Mapping) -> str:

@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import RandomSampler
 
 from d2_cityscapes.engine.checks.values import check_values
-from d2_cityscapes.engine.setup import check_weights_file, load_config
+from d2_cityscapes.engine.setup import check_start, check_weights_file, load_config
 from d2_cityscapes.engine.trainer import Trainer, setup
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
@@ -167,6 +167,7 @@ def _build(config: Path, case: _Case) -> dict[str, str]:
     try:
         cfg = resolve_anchors(load_config(config))
         check_weights_file(cfg)
+        check_start(cfg)
         check_values(cfg)
         seed_all_rng(0)
         trainer = Trainer(cfg)

@@ -385,10 +385,19 @@ def test_anchors_travel_from_the_tool_to_the_evaluation(options, read, tmp_path,
     with pytest.raises(AnchorError, match=r"the model has SIZES \[\[8\], \[16\]"):
         Trainer(read("demo/stage2.yaml")).resume_or_load(resume=True)
 
+    with pytest.raises(AnchorError) as caught:
+        Trainer(read("demo/stage2.yaml", *weights)).resume_or_load(resume=False)
+    _one_line(caught, "the model has SIZES [[8], ", f"{ANCHORS}KMEANS.ALLOW_OTHER True")
     log.lines.clear()
-    Trainer(read("demo/stage2.yaml", *weights)).resume_or_load(resume=False)
+    anew = (*weights, f"{ANCHORS}KMEANS.ALLOW_OTHER", "True")
+    Trainer(read("demo/stage2.yaml", *anew)).resume_or_load(resume=False)
     assert f"{weights[1]}: trained with anchors of SIZES [[{fitted.sizes[0]:g}]" in log.text
-    assert "the model has SIZES [[8], [16], " in log.text
+    assert "the model has SIZES [[8], [16], " in log.text and "learns from here on" in log.text
+    with pytest.raises(AnchorError):
+        evaluate(read("demo/stage2.yaml", *anew))
+    # nothing that has learned from the others is taken over
+    exclude = (*weights, "MODEL.WEIGHTS_EXCLUDE", "['proposal_generator.*']")
+    Trainer(read("demo/stage2.yaml", *exclude)).resume_or_load(resume=False)
 
 
 def test_weights_that_tell_no_anchors_are_warned_of(read, tmp_path, log):
