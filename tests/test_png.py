@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -137,3 +138,28 @@ def test_other_files_are_named(
 def test_a_folder(decoder: str, tmp_path: Path) -> None:
     with pytest.raises(PngError, match=f"cannot be read .{os.strerror(21)}"):
         read_png(tmp_path, IDS)
+
+
+@pytest.mark.parametrize("more", [1, 5000, 100_000])
+def test_bytes_behind_the_end_are_passed_over(decoder: str, more: int, tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    path, data = tmp_path / "a.png", encoded(pixels)
+    path.write_bytes(data + bytes(more))
+    check_png(path, RGB)
+    np.testing.assert_array_equal(read_png(path, RGB), pixels)
+    path.write_bytes(data[:-12] + bytes(more))
+    with pytest.raises(PngError, match="cannot be decoded"):
+        check_png(path, RGB)
+
+
+@pytest.mark.parametrize("side", [0, 20_000, 2**31 - 1])
+def test_sizes_are_bounded_before_memory_is_taken(decoder: str, side: int, tmp_path: Path) -> None:
+    data = bytearray(encoded(np.zeros((2, 2), np.uint8)))
+    data[16:24] = side.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    for read in (read_header, lambda path: read_png(path, IDS), lambda path: check_png(path, IDS)):
+        with pytest.raises(PngError, match=f"says that it is {side} x {side} ") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)

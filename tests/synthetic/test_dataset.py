@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import lock_folder
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.instances import find_instances
 from d2_cityscapes.synthetic.dataset import (
@@ -346,3 +349,80 @@ def test_official_tools_score_the_truth_as_perfect(tree: Path, tmp_path: Path) -
     assert panoptic == pytest.approx([1, 1, 1])
     assert instances == pytest.approx([1, 1])
     assert pixels == pytest.approx([1, 1])
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+_MAKE = """
+import os, signal, sys
+from tqdm import tqdm
+from d2_cityscapes.errors import run
+from d2_cityscapes.synthetic import dataset
+def update(self):
+    {act}
+tqdm.update = update
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+{patch}
+def main():
+    dataset.make_tree(sys.argv[1], train=6, val=2, height=64, width=128, seed=1, workers=3)
+run(main)
+"""
+
+
+def _make_in_a_process(root: Path, repository: Path, *, act: str = "pass", patch: str = ""):
+    """Returns when the last process that holds the standard output has gone."""
+    code = _MAKE.format(act=act, patch=patch)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(root)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=repository,
+        start_new_session=True,
+    )
+
+
+def test_killed_it_leaves_no_worker_and_the_same_call_completes_it(
+    repository: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "tree"
+    done = _make_in_a_process(root, repository, act="os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.returncode == -signal.SIGKILL and done.stderr == ""
+    left = next(root.glob("*/*/*/")) / ".a.png.123.tmp"
+    left.write_bytes(b"half a picture")
+    (root / ".make_synthetic.json.123.tmp").write_bytes(b"{")
+    assert _make_in_a_process(root, repository).returncode == 0
+    make_tree(tmp_path / "whole", train=6, val=2, height=64, width=128, seed=1)
+    assert _content(root) == _content(tmp_path / "whole")
+
+
+def _content(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def test_killed_before_it_began_is_no_reason_to_refuse_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".make_synthetic.json.123.tmp").write_bytes(b"{")
+    make_tree(tmp_path, train=1, val=0, height=64, width=128, seed=1)
+
+
+def test_a_killed_worker_is_one_line(repository: Path, tmp_path: Path) -> None:
+    done = _make_in_a_process(tmp_path / "tree", repository, patch="dataset.write_scene = die")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: a worker process was killed, for lack of memory perhaps")
+
+
+def test_interrupted_it_says_so_in_one_line(repository: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal."""
+    done = _make_in_a_process(tmp_path / "tree", repository, act="os.killpg(0, signal.SIGINT)")
+    assert (done.returncode, done.stderr.splitlines()) == (130, ["interrupted"])
+
+
+def test_two_at_once_in_one_folder(tmp_path: Path) -> None:
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(D2CityscapesError, match="another process is writing"),
+    ):
+        make_tree(tmp_path, train=1, val=0, height=64, width=128, seed=1)
