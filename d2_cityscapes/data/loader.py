@@ -53,8 +53,9 @@ class TrainingImages:
     """What a training sees of DATASETS.TRAIN.
 
     Attributes:
-        used: number of different images that are trained on, in an epoch.
-        total: number of images that the datasets have.
+        used: number of images that are trained on, each counted once however often a sampler
+            repeats it.
+        total: number of images that the datasets have together.
         left_out: why others are not trained on -> how many.
     """
 

@@ -119,16 +119,21 @@ class ShardFile:
 
     def image_size(self, row: int) -> tuple[int, int]:
         """(H, W) of a record."""
-        return self._head.sizes[row]
+        sizes = self._head.sizes
+        if not 0 <= row < len(sizes):  # an index may list more
+            raise self._error(f"has {len(sizes)} records, no record {row}")
+        return sizes[row]
 
     def table(self, row: int) -> InstanceTable:
         """The thing segments of a record."""
+        self.image_size(row)
         tables = self._head.tables
         begin, end = tables["instance_offsets"][row : row + 2]
         return InstanceTable(**{c: tables[f"instance_{c}"][begin:end].copy() for c in COLUMNS})
 
     def image(self, row: int) -> torch.Tensor:
         """(3, H, W) uint8 RGB image of a record."""
+        rows, columns = self.image_size(row)
         if "images" in self._head.begins:
             height, width = self._head.canvas
             size = 3 * height * width
@@ -136,8 +141,7 @@ class ShardFile:
             image = torch.from_numpy(pixels).view(3, height, width)
         else:
             image = self._decoded_image(row)
-        height, width = self.image_size(row)
-        return image[:, :height, :width].contiguous()
+        return image[:, :rows, :columns].contiguous()
 
     def _decoded_image(self, row: int) -> torch.Tensor:
         try:
@@ -159,6 +163,7 @@ class ShardFile:
         return self._id_map(row).copy()
 
     def _id_map(self, row: int) -> np.ndarray:
+        rows, columns = self.image_size(row)
         height, width = self._head.canvas
         size = 2 * height * width
         if "annotations" in self._head.begins:
@@ -171,7 +176,6 @@ class ShardFile:
                 raw = np.frombuffer(decompress(frame, size), dtype=np.uint8)
             except ValueError as error:
                 raise self._error(f"instance ids of record {row}: {error}") from error
-        rows, columns = self.image_size(row)
         ids = raw.view("<u2").reshape(height, width)[:rows, :columns]
         if ids.max() >= len(self._label_table.known_ids):  # lookups would fail
             raise self._error(f"instance ids of record {row}: {ids.max()} is not in the table")

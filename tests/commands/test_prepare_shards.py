@@ -14,9 +14,12 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 from tqdm import tqdm
 
+from d2_cityscapes.data import ShardReader
 from d2_cityscapes.shards.writer import write_splits
 from d2_cityscapes.sources.cityscapes import DEFAULT_PARTITIONS, find_splits
 
@@ -102,6 +105,52 @@ def test_every_problem_of_every_split_is_listed_and_nothing_written(
     listed = [line for line in done.stderr.splitlines() if line.endswith(": missing")]
     assert sorted(listed) == sorted(f"{path}: missing" for path in lost)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_label_that_is_corrected_in_place_is_noticed(call, cityscapes_tree, tmp_path):
+    """Its file keeps its size. That all files get other dates, as in a copy, is no change."""
+    tree = tmp_path / "tree"
+    shutil.copytree(cityscapes_tree, tree)
+    options = ["--splits", "train", "--partitions", "train=1"]
+    path = sorted(tree.glob("gtFine/train/*/*_instanceIds.png"))[0]
+    # Pillow's encoder leaves pixels as they are without compression, so that sizes are equal
+    ids = np.asarray(Image.open(path)).astype(np.uint16)
+    Image.fromarray(ids).save(path, compress_level=0)
+    size = path.stat().st_size
+    assert call(*options, cityscapes=tree).returncode == 0
+    for file in tree.rglob("*.png"):
+        os.utime(file, (1, 1))
+    assert call(*options, cityscapes=tree).returncode == 0
+    Image.fromarray(np.where(ids == 7, 8, ids).astype(np.uint16)).save(path, compress_level=0)
+    os.utime(path, (1, 1))
+    assert path.stat().st_size == size
+    done = call(*options, cityscapes=tree)
+    assert "holds shards made from other images or settings (train_01of01" in _error(done)
+
+
+def test_the_test_split_needs_no_annotations(call, cityscapes_tree, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(cityscapes_tree / "leftImg8bit/val", tree / "leftImg8bit/test")
+    done = call("--splits", "test", "--partitions", "test=2", "--verify", cityscapes=tree)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("test: 8 images in 2 shards")
+    reader = ShardReader(tmp_path / "shards", split="test")
+    assert len(reader) == 8 and not reader[0].instance_ids.any() and len(reader.table(0)) == 0
+    assert "no leftImg8bit/val" in _error(call("--splits", "val", cityscapes=tree))
+
+
+def test_jpegs_in_this_layout_are_told_what_to_do(call, cityscapes_tree, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(cityscapes_tree, tree)
+    for path in sorted(tree.glob("leftImg8bit/*/*/*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    assert "leftImg8bit/train has .jpg files" in _error(call(cityscapes=tree))
+    for path in sorted(tree.glob("leftImg8bit/*/*/*.jpg")):
+        Image.open(path).convert("L").save(path.with_suffix(".png"))
+    done = call(cityscapes=tree)
+    assert "grey with 8 bits, expected RGB with 8 bits; convert it to RGB" in done.stderr
+    assert _error(done).startswith("error: 16 problems")
 
 
 def test_misuse_is_one_line(call, tmp_path):

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2_cityscapes.data import ShardError
+from d2_cityscapes.data import ShardError, register_cityscapes_shards
 from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.engine.setup import (
     ConfigError,
@@ -297,3 +297,20 @@ def test_more_gpus_than_there_are():
     check_gpus(1)
     with pytest.raises(ConfigError, match="this machine has"):
         check_gpus(torch.cuda.device_count() + 2)
+
+
+def test_images_without_truth_are_neither_trained_on_nor_validated(datasets, monkeypatch):
+    """Before anything is built. The shards of val stand for those of the test split."""
+    register_cityscapes_shards("unlabelled", split="val", labelled=False)
+    try:
+        train = ["DATASETS.TRAIN", "('unlabelled',)"]
+        with pytest.raises(ConfigError, match=r"TRAIN: unlabelled has no annotations to train on"):
+            check_datasets(load_config("", train), train=True)
+        train = ["DATASETS.TRAIN", "('cityscapes_shards_train',)", "TEST.VAL_LOSS_PERIOD", "2"]
+        cfg = load_config("", [*train, "TEST.VAL_LOSS_DATASET", "unlabelled"])
+        with pytest.raises(ConfigError, match="VAL_LOSS_DATASET: unlabelled has no annotations"):
+            check_datasets(cfg, train=True)
+        check_datasets(_tested_on("unlabelled"), train=False)
+    finally:
+        DatasetCatalog.remove("unlabelled")
+        MetadataCatalog.remove("unlabelled")

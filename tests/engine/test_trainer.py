@@ -59,6 +59,7 @@ def test_a_run_leaves_everything_that_is_promised(configure, tmp_path):
     final = (out / "model_final.pth").read_bytes()
     assert results["weights_sha256"] == hashlib.sha256(final).hexdigest()
     assert results["config_sha256"] == hashlib.sha256(cfg.dump().encode()).hexdigest()
+    assert results["training_images"] == {"used": 8, "total": 8, "left_out": {}}
     assert len(list((out / "pictures/cityscapes_shards_val_report").glob("*.png"))) == 1
     assert {"loss_box_giou", "loss_mask", "loss_rpn_cls", "lr"} <= _logged(out)[-1].keys()
     # a config.yaml written by a run is enough to evaluate its weights again

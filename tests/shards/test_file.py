@@ -185,3 +185,11 @@ def test_a_defect_of_ours_is_not_called_damage(folder, monkeypatch):
     monkeypatch.setattr("d2_cityscapes.shards.file.check_header", None)
     with pytest.raises(TypeError):
         ShardReader(folder / NAME)[0]
+
+
+@pytest.mark.parametrize("row", [3, 1000, -1])
+def test_a_record_that_an_index_lists_but_no_shard_has(coded_folder, row):
+    shard = ShardFile(coded_folder / NAME, CITYSCAPES)
+    for read in (shard.image, shard.instance_ids, shard.id_map, shard.table, shard.image_size):
+        with pytest.raises(ShardError, match=f"has 3 records, no record {row}"):
+            read(row)
