@@ -15,6 +15,7 @@ from torch import nn
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.box_head import GIoUROIHeads
 from d2_cityscapes.modeling.execution.dense import set_dense_options
+from d2_cityscapes.modeling.execution.exact_pooling import pool_exactly
 from d2_cityscapes.modeling.freezing.freeze import freeze_modules, plan_freezing
 from d2_cityscapes.modeling.freezing.guard import await_schedule, keep_in_eval
 from d2_cityscapes.modeling.freezing.state import norm_layers
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def put_into_force(cfg: CfgNode, model: nn.Module) -> None:
-    """MODEL.FREEZE and the dense options (see `set_dense_options`), once.
+    """MODEL.FREEZE, the dense options (see `set_dense_options`) and exact pooling, once.
 
     What is frozen at the first iteration is frozen here, and the table of frozen and trainable
     parts logged. `FreezeHook` guards it, and unfreezes by MODEL.FREEZE.SCHEDULE what
@@ -46,6 +47,7 @@ def put_into_force(cfg: CfgNode, model: nn.Module) -> None:
         await_schedule(model, bool(freeze.SCHEDULE))
         logger.info("Frozen: %s\n%s", ", ".join(report.frozen_modules), report.table())
     set_dense_options(cfg, model)
+    pool_exactly(model)
     vars(model)["options_in_force"] = True
 
 
