@@ -56,9 +56,10 @@ def write_tensor_file(path: str | Path, content: Any) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # PyTorch notices by its position in the file that the disk is full, and forgets why.
-            refused = error.__context__
-            raise refused if isinstance(refused, OSError) else OSError(str(error)) from error
+            # PyTorch notices by its position in the file that the disk is full.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def _encoded(text: str, encoding: str = "latin1") -> bytes:

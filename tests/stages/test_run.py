@@ -9,8 +9,8 @@ import torchvision
 from d2_cityscapes.convert import torchvision_to_detectron2
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.evaluation.results import write_results
-from d2_cityscapes.files import lock_folder
+from d2_cityscapes.evaluation.results import read_results, write_results
+from d2_cityscapes.files import file_sha256, lock_folder
 from d2_cityscapes.modeling.anchors.clustering import read_anchors
 from d2_cityscapes.stages import run as stages_room
 from d2_cityscapes.stages.changes import StageChangedError
@@ -190,6 +190,24 @@ def test_averaged_weights_are_what_is_scored_and_handed_on(repository, tmp_path,
     assert one.is_done and list(stage_results([two])) == ["stage1"]
     (alone,) = _plan(repository, tmp_path, opts, stages=[2])
     assert str(average) == alone.cfg.MODEL.WEIGHTS
+
+
+def test_stages_with_averaged_weights_run_to_their_end(repository, tmp_path, tiny_opts, capsys):
+    """The table shows the average, the next stage begins with it, and the line says so."""
+    opts = [*tiny_opts, "SOLVER.MAX_ITER", "2", "SOLVER.EMA_DECAY", "0.9"]
+    zero, one = plan = _plan(repository, tmp_path, opts, stages=[0, 1])
+    run_stages(plan)
+    printed = capsys.readouterr().out
+    assert "stage0, from random weights" in printed
+    assert f"stage1, from {tmp_path / 'stage0/model_final_ema.pth'}" in printed
+    about = read_results(zero.results)[1]
+    assert about["weights_sha256"] == file_sha256(tmp_path / "stage0/model_final_ema.pth")
+    average, began = _weights(zero.final_weights), _weights(one.output_dir / "model_final.pth")
+    body = [name for name in began if name.startswith("backbone.bottom_up")]
+    assert all(average[name].equal(began[name]) for name in body)
+    assert list(stage_results(plan)) == ["stage0", "stage1"]
+    run_stages(_plan(repository, tmp_path, opts, stages=[0, 1]))
+    assert capsys.readouterr().out.count("already done") == 2
 
 
 def test_anchors_are_fitted_again_until_their_first_stage_has_begun(

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.step.optimizer import optimized_parameters
+from d2_cityscapes.engine.step.training_step import norm_buffers
 from d2_cityscapes.modeling.freezing.freeze import unwrap
 from d2_cityscapes.run_folder import FINAL, FINAL_AVERAGE
 
@@ -29,14 +30,18 @@ _Result = TypeVar("_Result")
 
 
 class AveragingHook(HookBase):
-    """Keeps average = decay * average + (1 - decay) * weights, from the first weights on.
+    """Keeps average = d * average + (1 - d) * weights, from the first weights on.
 
     Of everything that the optimizer holds, after each of its steps: a step that is left out does
-    not count, nor does it matter what is frozen for now, whose average is its value. The rest of
-    the model, norm statistics among it, has no average. The state is part of every checkpoint.
+    not count, nor does it matter what is frozen for now, whose average is its value. The running
+    statistics of batch norms are averaged along with the weights that they belong to.
+
+    d is the decay, but no more than (1 + n) / (10 + n) behind n steps: of a short training the
+    average is one of its last weights, and never mostly those that it began with.
 
     After the last step the model with the average in place of its weights is written as
-    OUTPUT_DIR/model_final_ema.pth, for evaluation or to start another training from.
+    OUTPUT_DIR/model_final_ema.pth, for evaluation or to start another training from. The state,
+    averages by name and the number of steps, is part of every checkpoint.
     """
 
     def __init__(self, decay: float) -> None:
@@ -44,19 +49,19 @@ class AveragingHook(HookBase):
         Args:
             decay: SOLVER.EMA_DECAY, above 0.
         """
-        self._update = get_ema_multi_avg_fn(decay)
+        self._decay = decay
+        self._steps = 0
         self._weights: dict[str, Tensor] = {}
         self._averages: dict[str, Tensor] = {}
         self._handle: RemovableHandle | None = None
 
     def before_train(self) -> None:
-        optimizer = self.trainer.optimizer
+        optimizer, model = self.trainer.optimizer, unwrap(self.trainer.model)
         optimized = {id(parameter) for parameter in optimized_parameters(optimizer)}
-        self._weights = {
-            name: parameter.detach()
-            for name, parameter in unwrap(self.trainer.model).named_parameters()
-            if id(parameter) in optimized
-        }
+        parameters = model.named_parameters()
+        self._weights = {n: p.detach() for n, p in parameters if id(p) in optimized}
+        statistics = norm_buffers(model).items()
+        self._weights |= {n: b for n, b in statistics if b.is_floating_point()}  # not the counters
         if self.trainer.start_iter and not self._averages:
             logger.warning(
                 "no average of the weights in the checkpoint: it begins with those of iteration %d",
@@ -96,15 +101,18 @@ class AveragingHook(HookBase):
 
         return evaluate_average
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self._averages)
+    def state_dict(self) -> dict[str, Any]:
+        return {"averages": dict(self._averages), "steps": self._steps}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """For the training that begins next."""
-        self._averages = dict(state)
+        self._averages, self._steps = dict(state["averages"]), int(state["steps"])
 
     def _follow(self) -> None:
-        self._update(list(self._averages.values()), list(self._weights.values()), None)
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        update = get_ema_multi_avg_fn(decay)
+        update(list(self._averages.values()), list(self._weights.values()), None)
+        self._steps += 1
 
     def _exchange(self) -> None:
         for name, weight in self._weights.items():

@@ -391,17 +391,14 @@ def _class_rows(
     if table is None:
         return []
     things, classes = len(table.things), len(table.classes)
-    rows = {  # with background, or void, where there is one
-        "things": {
-            "roi_heads.box_predictor*.cls_score.*": (things + 1,),
+    semantic = ("sem_seg_head.predictor.*", "classifier.*", "aux_classifier.*")
+    rows: dict[str, tuple[int, ...]] = dict.fromkeys(semantic, (classes, classes + 1))  # void
+    if kind == "things":
+        rows = {
+            "roi_heads.box_predictor*.cls_score.*": (things + 1,),  # background
             "roi_heads.box_predictor*.bbox_pred.*": (4 * things,),
             "roi_heads.mask_head.predictor.*": (things,),
-        },
-        "classes": {
-            pattern: (classes, classes + 1)
-            for pattern in ("sem_seg_head.predictor.*", "classifier.*", "aux_classifier.*")
-        },
-    }[kind]
+        }
     return [
         name
         for name in names

@@ -15,6 +15,7 @@ from fvcore.common.param_scheduler import (
     MultiStepParamScheduler,
     ParamScheduler,
 )
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from d2_cityscapes.engine.setup import ConfigError
@@ -153,7 +154,7 @@ def check_schedule(cfg: CfgNode) -> None:
     build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], lr=1.0))
 
 
-def resume_rates(scheduler: LRMultiplier, base_lrs: list[float]) -> None:
+def resume_rates(scheduler: LRMultiplier, base_lrs: list[float | Tensor]) -> None:
     """Go on at the rates of the config, once scheduler and optimizer have loaded their states.
 
     They are those of the state to the bit, unless the config has changed.

@@ -20,7 +20,7 @@ from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.step.nonfinite import GRADIENTS, PREDICTIONS, SkippedSteps, Trouble
 from d2_cityscapes.engine.step.optimizer import optimized_parameters
 
-__all__ = ["TrainingStep", "build_training_step", "check_training_step"]
+__all__ = ["TrainingStep", "build_training_step", "check_training_step", "norm_buffers"]
 
 # SOLVER.AMP.DTYPE -> what autocast computes in
 _PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -71,7 +71,7 @@ class TrainingStep(SimpleTrainer):
         self._autocast = autocast
         self._device_type = next(model.parameters()).device.type
         self._skipped = SkippedSteps(max_skipped_steps)
-        self._statistics = _norm_statistics(model) if max_skipped_steps else []
+        self._statistics = list(norm_buffers(model).values()) if max_skipped_steps else []
 
     def run_step(self) -> None:
         """
@@ -284,10 +284,14 @@ def _exchanged(model: nn.Module, now: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def _norm_statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances, which every forward pass in training mode moves."""
-    norms = [layer for layer in model.modules() if isinstance(layer, _NormBase)]
-    return [buffer for layer in norms for buffer in layer.buffers()]
+def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Running means and variances by name, with their counters: what every forward pass moves."""
+    return {
+        f"{module}.{name}".removeprefix("."): buffer
+        for module, layer in model.named_modules()
+        if isinstance(layer, _NormBase)
+        for name, buffer in layer.named_buffers(recurse=False)
+    }
 
 
 def _files(data: Any) -> tuple[str, ...]:

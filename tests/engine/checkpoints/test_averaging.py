@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 from types import SimpleNamespace
@@ -40,35 +41,95 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def ramp(decay: float, steps: int) -> float:
+    return min(decay, (1 + steps) / (10 + steps))
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_it_is_the_average_of_the_formula(fused):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(2, 2))
     model.to(memory_format=torch.channels_last)
     model[2].requires_grad_(False)
-    hook, optimizer = start(model, 0.9, fused=fused)
-    expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
-    for _ in range(20):
+    hook, optimizer = start(model, 0.5, fused=fused)
+    followed = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+    expected = {name: model.state_dict()[name].double().clone() for name in followed}
+    for number in range(20):
+        model[:2](torch.randn(2, 2, 5, 5))  # moves the statistics
         step(model, optimizer)
-        for name, weight in model.named_parameters():
-            expected[name] = 0.9 * expected[name] + 0.1 * weight.detach().double()
+        decay = ramp(0.5, number)
+        assert (decay < 0.5) == (number < 8)
+        for name in followed:
+            now = model.state_dict()[name].double()
+            expected[name] = decay * expected[name] + (1 - decay) * now
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with hook.in_place():
-        for name, weight in model.named_parameters():
-            torch.testing.assert_close(weight.double(), expected[name], rtol=1e-5, atol=1e-6)
+        for name in followed:
+            now = model.state_dict()[name].double()
+            torch.testing.assert_close(now, expected[name], rtol=1e-5, atol=1e-6)
         assert not model[0].weight.equal(weights["0.weight"])
+        assert not model[1].running_mean.equal(weights["1.running_mean"])
         assert model[2].weight.equal(weights["2.weight"])  # it does not train
     assert all(tensor.equal(weights[name]) for name, tensor in model.state_dict().items())
-    assert hook.state_dict().keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert hook.state_dict()["averages"].keys() == {*followed}
+    assert hook.state_dict()["steps"] == 20
+
+
+def test_a_short_training_is_averaged_over_its_own_weights():
+    """With 0.999 throughout, nine tenths of it would be the weights that it began with."""
+    model = nn.Linear(1, 1, bias=False)
+    hook, optimizer = start(model, 0.999)
+    with torch.no_grad():
+        model.weight.zero_()
+    hook.before_train()
+    for number in range(1, 101):
+        with torch.no_grad():
+            model.weight.fill_(number)
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    with hook.in_place():
+        assert 80 < model.weight.item() < 100
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_norms_that_are_frozen_keep_their_statistics_to_the_bit(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), norm(3))
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.1, 3)
+    model[1].eval().requires_grad_(False)
+    hook, optimizer = start(model, 0.9)
+    before = {name: tensor.clone() for name, tensor in model[1].state_dict().items()}
+    for _ in range(12):
+        model(torch.randn(2, 2, 5, 5))
+        step(model, optimizer)
+    with hook.in_place():
+        assert all(tensor.equal(before[name]) for name, tensor in model[1].state_dict().items())
 
 
 def test_its_state_goes_on():
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    hook, optimizer = start(model, 0.5)
-    step(model, optimizer)
-    saved = {name: tensor.clone() for name, tensor in hook.state_dict().items()}
-    after, _ = start(model, 0.5, state=saved)
-    assert all(tensor.equal(saved[name]) for name, tensor in after.state_dict().items())
+    models = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    images = torch.randn(6, 2, 2, 5, 5)
+    gradients = [[torch.randn_like(p) for p in models[0].parameters()] for _ in images]
+
+    def go(model, optimizer, numbers):
+        for number in numbers:
+            model(images[number])
+            for parameter, gradient in zip(model.parameters(), gradients[number], strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+
+    whole, optimizer = start(models[0], 0.9)
+    go(models[0], optimizer, range(6))
+    first, optimizer = start(models[1], 0.9)
+    go(models[1], optimizer, range(3))
+    state = copy.deepcopy(first.state_dict())
+    optimizer._optimizer_step_post_hooks.clear()
+    second, optimizer = start(models[1], 0.9, state=state)
+    go(models[1], optimizer, range(3, 6))
+    assert second.state_dict()["steps"] == 6
+    assert_equal(second.state_dict(), whole.state_dict())
 
 
 def test_an_evaluation_that_fails_gives_the_weights_back():
@@ -154,9 +215,12 @@ def test_training_goes_on_from_the_weights_themselves(configure, evaluated, tmp_
     assert_equal(whole["trainer"]["_trainer"], plain["trainer"]["_trainer"])
     average = dict(steps[0])
     for number, weights in enumerate(steps[1:], start=1):
+        decay = ramp(0.7, number - 1)
         for name, weight in weights.items():
-            if not weight.equal(average[name]):
-                average[name] = 0.7 * average[name] + 0.3 * weight
+            if not weight.is_floating_point():  # counters of norms
+                average[name] = weight
+            elif not weight.equal(average[name]):
+                average[name] = decay * average[name] + (1 - decay) * weight
         if number in (2, 4):
             torch.testing.assert_close(evaluated[number // 2 - 1], average, rtol=1e-5, atol=1e-6)
     assert len(evaluated) == 2
