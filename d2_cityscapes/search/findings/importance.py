@@ -6,6 +6,11 @@ once the scores are shuffled over the trials (Altmann et al. 2010, "Permutation 
 corrected feature importance measure"), and with the best that any parameter has there, for the more
 parameters, the better the luckiest one looks (Westfall and Young 1993, "Resampling-based multiple
 testing").
+
+Two evaluators decide, and share that allowance: fANOVA, which sees any shape, and a rank
+correlation, which sees trends only, but those in far fewer or pruned trials.
+
+Shape letters: T trials, K parameters, R permutations.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.importance import (
     BaseImportanceEvaluator,
     FanovaImportanceEvaluator,
@@ -71,27 +76,43 @@ class Importance:
         name: of the parameter.
         fanova: part of the variance of the scores' ranks that it explains on its own, 0 to 1
             (Hutter et al. 2014). Ranks, for a diverged trial would be all of the variance.
+        trend: part of that variance that goes up or down with it: the square of Spearman's rank
+            correlation; of a category, the part that its means explain. 0 to 1.
         ped_anova: how far its distribution in the best tenth of the trials is from that in all
             (Watanabe et al. 2023).
+        enough: whether most trials were complete, and `MIN_TRIALS` of them: pruning hides much of
+            what acts.
     """
 
     name: str
     fanova: Score
+    trend: Score
     ped_anova: Score
+    enough: bool = True
+
+    @property
+    def p_value(self) -> float:
+        """Part of the permuted scores on which fANOVA or trend of any parameter looks as good."""
+        return min(self.fanova.p_value, self.trend.p_value)
 
     @property
     def acts(self) -> bool:
-        """Whether fANOVA finds more than noise.
+        """Whether fANOVA or trend find more than noise.
 
         PED-ANOVA does not vote: TPE gathers trials around good ones, which shuffled scores do not
         imitate, so that it passes its threshold too often. In the paper's search it does so for a
         threshold that never reached the model.
         """
-        return self.fanova.p_value < LEVEL
+        return self.p_value < LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """ "acts", "noise", or "not shown" where trials that could show it are not `enough`."""
+        return "acts" if self.acts else "noise" if self.enough else "not shown"
 
 
 def importances(study: optuna.Study, *, seed: int = 0, permutations: int = 99) -> list[Importance]:
-    """Importances of the parameters beside those on permuted scores, by fANOVA's p-value.
+    """Importances of the parameters beside those on permuted scores, by p-value.
 
     A parameter that acts may still be hidden by a much stronger one, or by too few trials.
 
@@ -110,21 +131,33 @@ def importances(study: optuna.Study, *, seed: int = 0, permutations: int = 99) -
     judged = _judged(study)
     trials = [trial for trial, _ in judged]
     ranks = stats.rankdata([place for _, place in judged])
-    names = [name for name in trials[0].params if all(name in trial.params for trial in trials)]
+    complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    enough = complete >= max(MIN_TRIALS, len(trials) / 2)
+    names = _common_names(trials)
     seed %= 2**32  # what both take
     generator = np.random.default_rng(seed)
     copy = _copy(trials, names, generator)
-    shuffled = [generator.permutation(ranks) for _ in range(permutations)]
+    rows = np.stack([ranks, *(generator.permutation(ranks) for _ in range(permutations))])
     evaluators: tuple[BaseImportanceEvaluator, ...] = (
         FanovaImportanceEvaluator(n_trees=_TREES, seed=seed),
         PedAnovaImportanceEvaluator(),
     )
-    scores = []
-    for evaluator in evaluators:
-        observed, *null = (_evaluate(evaluator, copy, names, r) for r in (ranks, *shuffled))
-        scores.append(_compare(observed, np.stack(null)))
-    found = [Importance(*parts) for parts in zip(names, *scores, strict=True)]
-    return sorted(found, key=lambda one: (one.fanova.p_value, -one.fanova.value))
+    fanova, ped_anova = (
+        np.stack([_evaluate(evaluator, copy, names, row) for row in rows])
+        for evaluator in evaluators
+    )
+    trends = np.stack([_trends(trials, name, rows) for name in names], axis=1)
+    deciding = np.hstack([fanova, trends])  # one allowance for chance over both
+    scores = _compare(deciding[0], deciding[1:])
+    parts = zip(
+        names,
+        scores[: len(names)],
+        scores[len(names) :],
+        _compare(ped_anova[0], ped_anova[1:]),
+        strict=True,
+    )
+    found = [Importance(*one, enough) for one in parts]
+    return sorted(found, key=lambda one: (one.p_value, -one.fanova.value))
 
 
 def why_no_importances(study: optuna.Study) -> str | None:
@@ -134,6 +167,8 @@ def why_no_importances(study: optuna.Study) -> str | None:
         return f"{len(judged)} complete and pruned trials are too few, {MIN_TRIALS} are needed"
     if len({place for _, place in judged}) == 1:
         return f"all {len(judged)} trials are equally good"
+    if not _common_names([trial for trial, _ in judged]):
+        return f"no parameter is common to all {len(judged)} trials"
     return None
 
 
@@ -148,28 +183,55 @@ def p_text(value: float) -> str:
     return "<.001" if value < 0.001 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def _judged(study: optuna.Study) -> list[tuple[FrozenTrial, float]]:
-    """Trials with their places: 1 is the best of the complete ones.
+def _common_names(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Of the parameters that all trials have."""
+    return [name for name in trials[0].params if all(name in trial.params for trial in trials)]
 
-    A pruned trial gets the place that its last report has among the reports of complete trials at
-    that step. Without the pruned ones, which are the bad ones, what acts would hardly show.
+
+def _judged(study: optuna.Study) -> list[tuple[FrozenTrial, float]]:
+    """Trials with their places: the better, the lower.
+
+    Complete trials come by their values. A pruned one is compared with every other trial at the
+    last report that both have, so that it is held against those of its own age, pruned ones
+    included (Gehan 1965, "A generalized Wilcoxon test for comparing arbitrarily singly-censored
+    samples"). Without the pruned ones, which are the bad ones, what acts would hardly show.
+    """
+    trials = finished_trials(study)
+    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    trials += [trial for trial in pruned if trial.intermediate_values]
+    costs, last = _costs(study, trials)
+    common = np.minimum.outer(last, last)  # (T, T) columns
+    mine = costs[np.arange(len(trials))[:, None], common]
+    known = ~(np.isnan(mine) | np.isnan(mine.T))
+    places = ((mine > mine.T).astype(int) - (mine < mine.T)).sum(1)
+    compared = known.sum(1) > 1  # with another one than itself
+    return [
+        (trial, float(place))
+        for trial, place, counts in zip(trials, places, compared, strict=True)
+        if counts or trial.state == TrialState.COMPLETE
+    ]
+
+
+def _costs(study: optuna.Study, trials: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
+    """Reports and values, the better the lower, and where each trial ended.
+
+    Returns:
+        (T, S + 1), a column for each of S steps and one for the values; NaN where there is none,
+        infinite for a report that is not a number. (T,) the last column that a trial has.
     """
     sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    complete = finished_trials(study)
-    places = stats.rankdata([sign * trial.values[0] for trial in complete])
-    judged = [(trial, float(place)) for trial, place in zip(complete, places, strict=True)]
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
-        step = max(trial.intermediate_values, default=-1)
-        reports = [
-            sign * other.intermediate_values[step]
-            for other in complete
-            if step in other.intermediate_values
-        ]
-        if reports:
-            # a last report that is not a number is worse than all
-            worse = np.mean(np.array(reports) >= sign * trial.intermediate_values[step])
-            judged.append((trial, (1 - float(worse)) * len(complete) + 0.5))
-    return judged
+    steps = sorted({step for trial in trials for step in trial.intermediate_values})
+    column = {step: index for index, step in enumerate(steps)}
+    costs = np.full((len(trials), len(steps) + 1), np.nan)
+    last = np.full(len(trials), len(steps))
+    for row, trial in enumerate(trials):
+        for step, report in trial.intermediate_values.items():
+            costs[row, column[step]] = np.inf if np.isnan(report) else sign * report
+        if trial.state == TrialState.COMPLETE:
+            costs[row, -1] = sign * trial.values[0]
+        else:
+            last[row] = column[max(trial.intermediate_values)]
+    return costs, last
 
 
 def _copy(
@@ -217,12 +279,39 @@ def _evaluate(
     return np.array([found[name] for name in names])
 
 
+def _trends(trials: Sequence[FrozenTrial], name: str, rows: np.ndarray) -> np.ndarray:
+    """Part of the variance of ranks that a line over a parameter's ranks explains, or its choices.
+
+    Args:
+        trials: T of them.
+        name: of the parameter.
+        rows: (R, T) ranks of the scores.
+
+    Returns:
+        (R,) from 0 to 1.
+    """
+    values = [trial.params[name] for trial in trials]
+    distribution = trials[0].distributions[name]
+    if isinstance(distribution, CategoricalDistribution):
+        columns = np.array(
+            [[value == choice for choice in distribution.choices] for value in values]
+        )
+    else:
+        columns = stats.rankdata(values)[:, None]
+    centered = columns - columns.mean(0)
+    basis, sizes, _ = np.linalg.svd(centered, full_matrices=False)
+    basis = basis[:, sizes > 1e-9 * len(trials)]
+    rows = rows - rows.mean(1, keepdims=True)
+    return np.square(rows @ basis).sum(1) / np.square(rows).sum(1)
+
+
 def _compare(observed: np.ndarray, null: np.ndarray) -> list[Score]:
     """Scores from (K,) importances and (R, K) on permuted scores.
 
-    A gamma distribution with the mean and variance of a parameter's R is the measure in which
-    parameters can be compared: how small a tail is behind a value. That no importance is exactly
-    gamma distributed does no harm, as the smallest of the K tails is looked up among its own R.
+    A gamma distribution with the mean and variance of an importance's R is the measure in which
+    importances, of whatever evaluator, can be compared: how small a tail is behind a value. That
+    none is exactly gamma distributed does no harm, as the smallest of the K tails is looked up
+    among its own R.
     """
     mean, variance = null.mean(0), null.var(0, ddof=1)
     varies = variance > 0  # a parameter with a single value never does

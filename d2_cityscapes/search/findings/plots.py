@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization.matplotlib import plot_parallel_coordinate
 
+from d2_cityscapes.png import figure_png
 from d2_cityscapes.search.findings.importance import LEVEL, Importance, finished_trials, p_text
 from d2_cityscapes.search.findings.summary import objective_label, state_text
 
@@ -139,7 +139,7 @@ def _history(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bytes:
     axis.spines[["top", "right"]].set_visible(False)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _slices(
@@ -167,15 +167,14 @@ def _slices(
         _set_x(plot, axis)
         if axis.name in verdicts:
             one = verdicts[axis.name]
-            text = "acts" if one.acts else "noise"
-            plot.set_title(f"{text} (p {p_text(one.fanova.p_value)})", fontsize=9,
-                           color=_ACTS if one.acts else "0.35")  # fmt: skip
+            color = _ACTS if one.acts else "0.35"
+            plot.set_title(f"{one.verdict} (p {p_text(one.p_value)})", fontsize=9, color=color)
     for plot in grid.ravel()[len(axes) :]:
         plot.set_visible(False)
     for plot in grid[:, 0]:
         plot.set_ylabel(objective_label(study))
     figure.colorbar(points, ax=grid, label="trial", aspect=30, ticks=MaxNLocator(integer=True))
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _parallel_coordinates(study: optuna.Study, axes: Sequence[_Axis]) -> bytes:
@@ -194,17 +193,18 @@ def _parallel_coordinates(study: optuna.Study, axes: Sequence[_Axis]) -> bytes:
     plot.set_title("")
     maximize = study.direction == StudyDirection.MAXIMIZE
     plot.collections[0].set_cmap("viridis" if maximize else "viridis_r")  # white would not show
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _importances(found: Sequence[Importance]) -> bytes:
     """Bars beside what shuffled scores give: their mean, and the limit that they rarely pass."""
     short = short_names([one.name for one in found])
-    figure = Figure(figsize=(11, 1.5 + 0.5 * len(found)), dpi=110, layout="constrained")
-    plots = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(13, 1.5 + 0.5 * len(found)), dpi=110, layout="constrained")
+    plots = figure.subplots(1, 3, sharey=True)
     places = np.arange(len(found))[::-1]
     titles = (
         ("fANOVA: part of the variance (decides)", [one.fanova for one in found]),
+        ("trend: part that rises or falls (decides)", [one.trend for one in found]),
         ("PED-ANOVA: the best tenth beside all", [one.ped_anova for one in found]),
     )
     colors = [_ACTS if one.acts else _NOISE for one in found]
@@ -218,13 +218,11 @@ def _importances(found: Sequence[Importance]) -> bytes:
         plot.set_xlim(left=0)
         plot.xaxis.set_major_locator(MaxNLocator(6))
         plot.spines[["top", "right"]].set_visible(False)
-    plots[0].set_yticks(
-        places, [f"{short[one.name]}\n{'acts' if one.acts else 'noise'}" for one in found]
-    )
+    plots[0].set_yticks(places, [f"{short[one.name]}\n{one.verdict}" for one in found])
     plots[0].tick_params(axis="y", labelsize=8)
     handles, labels = plots[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _set_x(plot: Axes, axis: _Axis) -> None:
@@ -257,9 +255,3 @@ def _values(trials: Sequence[FrozenTrial]) -> np.ndarray:
 def _best_index(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int:
     pick: Callable = np.argmax if study.direction == StudyDirection.MAXIMIZE else np.argmin
     return int(pick(_values(trials)))
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -121,10 +121,12 @@ def _picture(
     if name != "importances":
         return heading + image
     explanation = (
-        "<p>A parameter acts where fANOVA gives it more than scores shuffled over the trials do, "
-        "allowing for the number of parameters. Noise means that these trials do not tell it from "
-        "chance, not that it cannot matter. PED-ANOVA is shown beside it and does not decide: a "
-        "sampler that gathers around good trials makes it see more than there is.</p>"
+        "<p>A parameter acts where fANOVA, or a trend of the ranks, gives it more than scores "
+        "shuffled over the trials do, allowing for the number of parameters. Noise means that "
+        "these trials do not tell it from chance, not that it cannot matter; not shown, that so "
+        "many were pruned, or so few are complete, that they hardly could. PED-ANOVA is shown "
+        "beside them and does not decide: a sampler that gathers around good trials makes it see "
+        "more than there is.</p>"
     )
     return heading + explanation + image
 

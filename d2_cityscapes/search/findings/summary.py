@@ -148,27 +148,46 @@ def importance_verdict(study: optuna.Study, found: Sequence[Importance]) -> str:
     if not found:
         return f"importances: none, {why_no_importances(study)}"
     acting = [importance.name for importance in found if importance.acts]
-    if not acting:
-        return (
-            f"importances: none of the {len(found)} parameters acts: scores shuffled over the "
-            "trials give fANOVA as much"
-        )
     rest = len(found) - len(acting)
+    hidden = _hidden_text(study, found)
+    if not acting:
+        if hidden:
+            return f"importances: none of the {rest} parameters is shown to act, {hidden}"
+        return (
+            f"importances: none of the {rest} parameters acts: scores shuffled over the trials "
+            "give fANOVA and trend as much"
+        )
     others = f"; the other {rest} cannot be told from noise" if rest else ""
+    if rest and hidden:
+        others = f"; the other {rest} {'are' if rest > 1 else 'is'} not shown to act, {hidden}"
     return f"importances: {' and '.join(acting)} act{'s' * (len(acting) == 1)}{others}"
+
+
+def _hidden_text(study: optuna.Study, found: Sequence[Importance]) -> str:
+    """Why trials may not show what acts; "" where they are enough."""
+    if all(one.enough for one in found):
+        return ""
+    pruned = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    complete = len(finished_trials(study))
+    return (
+        f"but may: {complete} trials are complete, {pruned} were pruned early; more trials, or "
+        "pruner: {name: none}, would show more"
+    )
 
 
 def importance_cells(found: Sequence[Importance]) -> tuple[list[str], list[list[str]]]:
     """Head and lines of a table of importances."""
     limit = f"chance, {1 - LEVEL:.0%}"
-    head = ["parameter", "verdict", "fANOVA", limit, "p", "PED-ANOVA", limit, "p"]
+    head = ["parameter", "verdict"]
+    for title in ("fANOVA", "trend", "PED-ANOVA"):
+        head += [title, limit, "p"]
     lines = [
         [
             one.name,
-            "acts" if one.acts else "noise",
+            one.verdict,
             *(
                 text
-                for score in (one.fanova, one.ped_anova)
+                for score in (one.fanova, one.trend, one.ped_anova)
                 for text in (f"{score.value:.2g}", f"{score.threshold:.2g}", p_text(score.p_value))
             ),
         ]

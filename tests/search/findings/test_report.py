@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -78,7 +79,10 @@ def study() -> optuna.Study:
 def found() -> list[Importance]:
     """What `importances` might say of it."""
     strong, weak = Score(0.7, 0.1, 0.3, 1e-5), Score(0.1, 0.1, 0.3, 0.8)
-    return [Importance(RATE, strong, strong), *(Importance(n, weak, weak) for n in list(SPACE)[1:])]
+    return [
+        Importance(RATE, strong, weak, strong),
+        *(Importance(name, weak, weak, weak) for name in list(SPACE)[1:]),
+    ]
 
 
 @pytest.fixture
@@ -172,6 +176,20 @@ def test_summary_names_the_best_and_what_acts(study: optuna.Study, found: list) 
     assert "median 11.5" in text
     assert f"{RATE} acts; the other 3 cannot be told from noise" in text
     assert len([line for line in text.splitlines() if "  noise  " in line]) == 3
+
+
+def test_what_pruning_may_hide_is_not_called_noise(study: optuna.Study, found: list) -> None:
+    found = [replace(one, enough=False) for one in found]
+    text = summary(study, found=found)
+    assert (
+        f"{RATE} acts; the other 3 are not shown to act, but may: 12 trials are complete, 1" in text
+    )
+    assert "noise" not in text.replace("normal noise", "")
+    assert len([line for line in text.splitlines() if "  not shown  " in line]) == 3
+    assert "none of the 3 parameters is shown to act, but may" in summary(study, found=found[1:])
+    assert "none of the 3 parameters acts" in summary(
+        study, found=[replace(one, enough=True) for one in found[1:]]
+    )
 
 
 def test_a_killed_trial_is_no_failure(cheap_study: optuna.Study, tmp_path: Path) -> None:
