@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
     anew for the next one: several thousand page faults an image, and in a virtual machine more time
     than decoding and resizing it. Does nothing where the C library is another.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from d2_cityscapes.memory import keep_freed_memory
 from d2_cityscapes.shards.writer import write_shards
 
 # By default glibc learns to keep one freed array, but not several that lived side by side.
@@ -44,3 +46,16 @@ def test_a_process_that_reads_shards_uses_freed_memory_again(
         return int(subprocess.run(command, check=True, timeout=100, capture_output=True).stdout)
 
     assert page_faults("open") < 0.1 * page_faults()
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no library without a name, others no mallopt."""
+
+    def no_name(name: str | None) -> None:
+        raise TypeError("argument 1 must be str, not None")
+
+    for library in (no_name, lambda name: object()):
+        monkeypatch.setattr("ctypes.CDLL", library)
+        keep_freed_memory.cache_clear()
+        keep_freed_memory()
+    keep_freed_memory.cache_clear()
