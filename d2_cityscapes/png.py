@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import write_atomically
@@ -42,6 +43,7 @@ __all__ = [
     "picture_errors",
     "read_header",
     "read_png",
+    "turn_of",
     "write_picture",
 ]
 
@@ -49,6 +51,16 @@ _START = struct.Struct(">8s4x4sIIBB")  # signature, length and name of the first
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END_CHECKSUM = b"\xae\x42\x60\x82"  # of the empty chunk IEND, which ends every PNG
 MOST_PIXELS = 178_956_970  # Pillow's limit; a header may say anything
+# EXIF orientation -> what shows the picture upright; 1 needs nothing.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 
 
@@ -161,6 +173,17 @@ def read_png(path: Path, kind: PngKind) -> np.ndarray:
     with picture_errors(path), Image.open(path, formats=["PNG"]) as image:
         array = np.asarray(image)
     return array if array.dtype == np.uint8 else array.astype(np.uint16)  # old Pillow: int32
+
+
+def turn_of(picture: Image.Image) -> Image.Transpose | None:
+    """What turns a picture as viewers show it, by its EXIF orientation; None for nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF, of a picture that is none the worse
+        return None
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.png import picture_errors
+from d2_cityscapes.png import picture_errors, turn_of
 from d2_cityscapes.sources.names import IDS_SUFFIX, PICTURES
 
 __all__ = [
@@ -44,15 +44,6 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _MOST_PIXELS = 89_478_485  # as Pillow warns from; the scores of 19 classes take 7 GB then
 _LONGEST_SIDE = 65_500  # of a JPEG
 _LONGEST_SHAPE = 100  # of the longer to the shorter side; resized, nothing is left of others
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class PictureError(D2CityscapesError):
@@ -170,11 +161,7 @@ def _check_size(path: Path, picture: Image.Image) -> None:
 
 def _upright(picture: Image.Image) -> Image.Image:
     """As a viewer shows it. Pillow has turned a TIFF when it was loaded, and says so here."""
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF, of a picture that is none the worse
-        return picture
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    turn = turn_of(picture)
     return picture if turn is None else picture.transpose(turn)
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import LabelTable
@@ -27,6 +27,7 @@ from d2_cityscapes.png import (
     picture_errors,
     read_header,
     read_png,
+    turn_of,
 )
 from d2_cityscapes.sources.check import Size, check_ids, contents, file_sizes
 from d2_cityscapes.sources.errors import SourceError
@@ -35,7 +36,12 @@ from d2_cityscapes.sources.listing import missing_file
 __all__ = ["PhotoSource", "fit"]
 
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+_EXCHANGING = (  # height and width
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 _SAME_SHAPE = 0.01  # relative difference of height / width
 _LARGEST_SCALE = 8  # of an annotation that was drawn on a larger picture
 
@@ -151,8 +157,7 @@ def _photo_size(path: Path) -> Size:
     if _is_png(path):
         return read_header(path).size
     with _errors(path), Image.open(path, formats=["JPEG"]) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        size = picture.size if turned else picture.size[::-1]
+        size = picture.size if turn_of(picture) in _EXCHANGING else picture.size[::-1]
     check_size(path, size, error_type=SourceError)
     return size
 
@@ -187,7 +192,8 @@ def _read_photo(path: Path) -> Image.Image:
     if _is_png(path):
         return Image.fromarray(read_png(path, RGB))
     with _errors(path), Image.open(path, formats=["JPEG"]) as picture:
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        turn = turn_of(picture)
+        return (picture if turn is None else picture.transpose(turn)).convert("RGB")
 
 
 def _errors(path: Path) -> AbstractContextManager[None]:

@@ -220,3 +220,19 @@ def test_an_annotation_far_larger_than_its_photograph_is_refused(make):
     source = make("a.png", (2, 4), ids=np.zeros((20, 40), np.uint16))
     (problem,) = source.problems(CITYSCAPES)
     assert "annotation of (20, 40), image of (2, 4)" in problem
+
+
+def test_damaged_exif_does_not_make_a_photograph_unreadable(make):
+    source = make("a.jpg", (8, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 8), (9, 9, 9)).save(source.image_path, exif=exif)
+    whole = source.image_path.read_bytes()
+    place = whole.index(b"Exif")
+    for i in range(6, 6 + 8 + 2 + 12 + 4):  # what stands in front of the tag, and the tag
+        for value in (0, 7, 255):
+            content = bytearray(whole)
+            content[place + i] = value
+            source.image_path.write_bytes(content)
+            again = Photo(source.image_path, source.annotation_path, "a.jpg", (20, 20))
+            assert again.image().shape[:2] == again.size and again.size in ((8, 12), (12, 8))
