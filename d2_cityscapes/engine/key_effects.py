@@ -12,7 +12,14 @@ from detectron2.config import CfgNode
 from d2_cityscapes.config import get_cfg, leaves, plain
 from d2_cityscapes.engine.setup import ConfigError
 
-__all__ = ["check_key_effects", "idle_keys", "recorded", "unread_keys"]
+__all__ = [
+    "changed_keys",
+    "check_key_effects",
+    "idle_keys",
+    "recorded",
+    "unread_keys",
+    "why_without_effect",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,7 @@ _ACT_ELSEWHERE = (
     "SOLVER.REFERENCE_WORLD_SIZE",
     "SOLVER.EPOCHS.*",  # made iterations when the config is read
     "TEST.EXPECTED_RESULTS",
+    "INPUT.M??_SIZE_TEST",  # of an evaluation, also one to come where DATASETS.TEST is empty
 )
 
 
@@ -159,17 +167,30 @@ def unread_keys(cfg: CfgNode, reads: Collection[str], sections: Iterable[str] = 
         reads: what was read of it, see `recorded`.
         sections: first parts of the names to judge; empty for all.
     """
-    return [key for key in _changed(cfg, sections) if key not in reads and not _acts_elsewhere(key)]
+    return _unread(reads, changed_keys(cfg, sections))
 
 
 def idle_keys(cfg: CfgNode, sections: Iterable[str] = ()) -> dict[str, str]:
     """Keys that differ from their default, but act with another setting only: key -> that one."""
-    return {
-        key: needed
-        for key in _changed(cfg, sections)
-        for pattern, needed, acts in _ACT_WITH
-        if fnmatch.fnmatchcase(key, pattern) and not acts(cfg)
-    }
+    return _idle(cfg, changed_keys(cfg, sections))
+
+
+def why_without_effect(
+    cfg: CfgNode, reads: Collection[str], keys: Collection[str]
+) -> dict[str, str]:
+    """Those of some keys that have no effect, whatever their values are, each with the reason.
+
+    Args:
+        cfg: the config.
+        reads: what was read of it while everything was built, see `recorded`.
+        keys: to judge.
+
+    Returns:
+        Key -> "acts with SOLVER.WARMUP_ITERS above 0 only", "is not read by GeneralizedRCNN" or the
+        like.
+    """
+    why = {key: _reader(cfg, key) for key in _unread(reads, keys)}
+    return why | {key: f"acts with {needed} only" for key, needed in _idle(cfg, keys).items()}
 
 
 def check_key_effects(
@@ -190,9 +211,7 @@ def check_key_effects(
     Raises:
         ConfigError: such keys, each with why it does not act.
     """
-    sections = tuple(sections)
-    why = {key: _reader(cfg, key) for key in unread_keys(cfg, reads, sections)}
-    why |= {key: f"acts with {needed} only" for key, needed in idle_keys(cfg, sections).items()}
+    why = why_without_effect(cfg, reads, changed_keys(cfg, sections))
     refused = []
     for key, reason in why.items():
         line = f"{key} {_value(cfg, key)!r} {reason}"
@@ -204,8 +223,13 @@ def check_key_effects(
         raise ConfigError.of_many(refused, "set without effect; leave out, or --allow-unused")
 
 
-def _changed(cfg: CfgNode, sections: Iterable[str]) -> list[str]:
-    """Keys with another value than the default. One that is empty asks for nothing."""
+def changed_keys(cfg: CfgNode, sections: Iterable[str] = ()) -> list[str]:
+    """Keys with another value than the default. One that is empty asks for nothing.
+
+    Args:
+        cfg: the config.
+        sections: first parts of their names; empty for all.
+    """
     default, chosen = dict(leaves(get_cfg())), set(sections)
     return [
         key
@@ -214,6 +238,19 @@ def _changed(cfg: CfgNode, sections: Iterable[str]) -> list[str]:
         and value not in ((), [], "")
         and (key not in default or plain(default[key]) != plain(value))
     ]
+
+
+def _unread(reads: Collection[str], keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key not in reads and not _acts_elsewhere(key)]
+
+
+def _idle(cfg: CfgNode, keys: Iterable[str]) -> dict[str, str]:
+    return {
+        key: needed
+        for key in keys
+        for pattern, needed, acts in _ACT_WITH
+        if fnmatch.fnmatchcase(key, pattern) and not acts(cfg)
+    }
 
 
 def _acts_elsewhere(key: str) -> bool:

@@ -64,7 +64,7 @@ from d2_cityscapes.engine.step.schedules import (
 )
 from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
-from d2_cityscapes.errors import building
+from d2_cityscapes.errors import D2CityscapesError, building
 from d2_cityscapes.evaluation.evaluators import ShardEvaluators, build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
@@ -72,7 +72,7 @@ from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import unwrap
 from d2_cityscapes.run_folder import PICTURES, RESULTS
 
-__all__ = ["Trainer", "checked_config", "evaluate", "setup", "train"]
+__all__ = ["Trainer", "build_run", "checked_config", "evaluate", "setup", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,12 @@ class Trainer(DefaultTrainer):
         Returns:
             The results of the last evaluation; None on other ranks than the first.
         """
-        TrainerBase.train(self, self.start_iter, self.max_iter)  # DefaultTrainer checks one dataset
+        loop = logging.getLogger("detectron2.engine.train_loop")
+        loop.addFilter(_no_trace_of_mistakes)
+        try:
+            TrainerBase.train(self, self.start_iter, self.max_iter)  # DefaultTrainer checks one set
+        finally:
+            loop.removeFilter(_no_trace_of_mistakes)
         if not comm.is_main_process():
             return None
         _check_results(self.cfg)
@@ -279,6 +284,11 @@ class Trainer(DefaultTrainer):
         ]
 
 
+def _no_trace_of_mistakes(record: logging.LogRecord) -> bool:
+    """Keep what ends as one line of the command out of the log of the training loop."""
+    return not (record.exc_info and isinstance(record.exc_info[1], D2CityscapesError))
+
+
 def _check_results(cfg: CfgNode) -> None:
     """Hold the results.json just written against TEST.EXPECTED_RESULTS."""
     if cfg.DATASETS.TEST and not any(map(has_truth, cfg.DATASETS.TEST)):
@@ -320,9 +330,7 @@ def train(
     """
     if not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
         check_start(cfg)
-    cfg, reads = recorded(cfg)
-    trainer = Trainer(cfg)
-    _build_evaluation(cfg)
+    trainer, reads = build_run(cfg)
     check_key_effects(trainer.cfg, reads, allowed=allow_unused)
     if profile and comm.is_main_process():
         trainer.register_hooks([ProfileHook(Path(cfg.OUTPUT_DIR) / "profile", profile)])
@@ -334,6 +342,21 @@ def train(
             ", ".join(cfg.MODEL.FREEZE.MODULES),
         )
     return trainer.train()
+
+
+def build_run(cfg: CfgNode) -> tuple[Trainer, Collection[str]]:
+    """A trainer, beside all that its evaluations are built from, and what was read for it.
+
+    Args:
+        cfg: from `setup`.
+
+    Returns:
+        The trainer, and the names of the keys of its config, see `recorded`.
+    """
+    cfg, reads = recorded(cfg)
+    trainer = Trainer(cfg)
+    _build_evaluation(cfg)
+    return trainer, reads
 
 
 def _build_evaluation(cfg: CfgNode) -> list[ShardEvaluators]:

@@ -28,7 +28,7 @@ def configure(repository, tmp_path, datasets):
     return make
 
 
-def test_no_results_without_weights(configure, tmp_path, disk_of):
+def test_no_results_without_weights(configure, tmp_path, disk_of, capsys):
     out = tmp_path / "out"
     cfg = configure()
     with disk_of(3_000_000), pytest.raises(D2CityscapesError) as caught:
@@ -36,6 +36,8 @@ def test_no_results_without_weights(configure, tmp_path, disk_of):
     assert str(caught.value) == f"{out}/model_final.pth: cannot be written (File too large)"
     assert not (out / "results.json").exists() and not (out / "model_final.pth").exists()
     assert not list(out.glob(".*"))
+    assert not any("Traceback" in text for text in capsys.readouterr())
+    assert "Traceback" not in (out / "log.txt").read_text()
 
 
 def test_what_was_there_stays(configure, tmp_path, disk_of):
