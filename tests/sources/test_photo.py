@@ -222,6 +222,7 @@ def test_an_annotation_far_larger_than_its_photograph_is_refused(make):
     assert "annotation of (20, 40), image of (2, 4)" in problem
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF data")
 def test_damaged_exif_does_not_make_a_photograph_unreadable(make):
     source = make("a.jpg", (8, 12))
     exif = Image.Exif()
