@@ -151,6 +151,7 @@ _SEMANTIC = (
         lambda value: value == VOID_TRAIN_ID,
     ),
     _at_least("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 0),
+    _whole("MODEL.SEM_SEG_HEAD.CONVS_DIM", 1),
     _one_of("MODEL.SEM_SEG_HEAD.NORM", *_NORMS),
 )
 _FPN = (
@@ -242,6 +243,8 @@ _ROI_HEADS = (
     _whole("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 1),
     _whole("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0),
     _one_of("MODEL.ROI_BOX_HEAD.NORM", *_NORMS),
+    _whole("MODEL.ROI_BOX_HEAD.CONV_DIM", 1),
+    _whole("MODEL.ROI_BOX_HEAD.FC_DIM", 1),
     _Rule(
         "TEST.DETECTIONS_PER_IMAGE",
         "a whole number of 1 or more, or -1 for all",
@@ -252,6 +255,7 @@ _MASKS = (
     _whole("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 1),
     _whole("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 0),
     _one_of("MODEL.ROI_MASK_HEAD.NORM", *_NORMS),
+    _whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 1),
 )
 _COMBINE = (
     _part("MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH"),

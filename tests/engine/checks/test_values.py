@@ -35,6 +35,8 @@ CROP = ("INPUT.CROP.ENABLED", True)
         (RCNN, "MODEL.LOAD_PROPOSALS", True, "False: shards have no proposals"),
         (RCNN, "MODEL.RESNETS.DEPTH", 20, "18 or 34 or 50 or 101 or 152"),
         (RCNN, "MODEL.RESNETS.NORM", "bn", "'BN'"),
+        (RCNN, "MODEL.ROI_MASK_HEAD.CONV_DIM", 0, "a whole number of 1 or more"),
+        (RCNN, "MODEL.ROI_BOX_HEAD.FC_DIM", -1, "a whole number of 1 or more"),
         (RCNN, "MODEL.FPN.FUSE_TYPE", "max", "'sum' or 'avg'"),
         (RCNN, "MODEL.PIXEL_MEAN", [1.0, 2.0], "three numbers, one for each channel"),
         (RCNN, "MODEL.PIXEL_STD", [1.0, 0.0, 1.0], "three numbers above 0"),
