@@ -52,6 +52,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-checkpoints", action="store_true", help="keep those of finished trials too"
     )
+    parser.add_argument(
+        "--allow-unused",
+        action="store_true",
+        help="go on though the config sets keys that have no effect in any trial",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for every trial")
     return parser.parse_args(argv)
 
@@ -60,8 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     require_detectron2()
-    from optuna.trial import TrialState
-
     from d2_cityscapes.search.errors import SearchError
     from d2_cityscapes.search.findings.best import write_best
     from d2_cityscapes.search.findings.confirm import run_again
@@ -79,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.search.study import check_study, open_search
     from d2_cityscapes.search.trials.folders import check_folder, make_folder
     from d2_cityscapes.search.trials.storage import storage_errors
+    from d2_cityscapes.search.trials.trial_queue import count_finished
 
     # a config is read for every trial; that there is no GPU need not be said each time
     logging.getLogger("d2_cityscapes.engine.setup").setLevel(logging.ERROR)
@@ -102,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = check_study(plan, storage=storage, study_name=name)
     check_folder(args.output_dir, known)
     print("checking that every parameter reaches what trains ...", flush=True)
-    for parameter, paths in check_reach(plan).items():
+    for parameter, paths in check_reach(plan, allow_unused=args.allow_unused).items():
         print(f"  {parameter} acts on {', '.join(paths)}")
     make_folder(args.output_dir)
     search = open_search(plan, storage=storage, study_name=name)
@@ -111,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         def say(line: str) -> None:
             bar.write(line)
             sys.stdout.flush()
-            finished = (TrialState.COMPLETE, TrialState.PRUNED)
-            bar.n = len(search.study.get_trials(deepcopy=False, states=finished))
+            bar.n = count_finished(search.study)
             bar.refresh()
 
         run_search(

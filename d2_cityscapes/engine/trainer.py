@@ -338,7 +338,7 @@ def train(
     complete_final_weights(trainer)
     if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:
         logger.warning(
-            "MODEL.FREEZE.MODULES freezes %s with random weights, as MODEL.FROM_SCRATCH allows",
+            "MODEL.FREEZE.MODULES freezes %s with RANDOM weights, as MODEL.FROM_SCRATCH allows",
             ", ".join(cfg.MODEL.FREEZE.MODULES),
         )
     return trainer.train()
@@ -361,6 +361,7 @@ def build_run(cfg: CfgNode) -> tuple[Trainer, Collection[str]]:
 
 def _build_evaluation(cfg: CfgNode) -> list[ShardEvaluators]:
     """The evaluators of DATASETS.TEST, and what else an evaluation is built from."""
+    CityscapesShardMapper(cfg, False)  # also for a later evaluation, where DATASETS.TEST is empty
     for name in cfg.DATASETS.TEST:
         Trainer.build_test_loader(cfg, name)
     return [Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]

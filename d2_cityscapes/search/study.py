@@ -13,8 +13,9 @@ import yaml
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.storages import BaseStorage
 
+from d2_cityscapes.config import leaves
 from d2_cityscapes.search.errors import SearchError
-from d2_cityscapes.search.space.plan import SearchPlan, leaves
+from d2_cityscapes.search.space.plan import SearchPlan
 from d2_cityscapes.search.space.sampling import FeasibleSampler
 from d2_cityscapes.search.space.space import Space, parse_space
 from d2_cityscapes.search.trials.storage import SEARCH, is_new, open_storage, shown, storage_errors
@@ -147,13 +148,13 @@ def build_pruner(settings: Mapping[str, Any], *, reports: int) -> BasePruner:
     """The pruner of a plan, in steps of one report.
 
     Args:
-        settings: {"name": "median", "startup_trials": 5, "warmup_reports": 1}, {"name":
+        settings: {"name": "median", "startup_trials": 10, "warmup_reports": 1}, {"name":
             "hyperband", "min_reports": 1, "reduction_factor": 3} or {"name": "none"}.
         reports: in a whole trial.
     """
     if settings["name"] == "median":
         return MedianPruner(
-            n_startup_trials=settings.get("startup_trials", 5),
+            n_startup_trials=settings.get("startup_trials", 10),
             # Optuna leaves steps below this one alone; ours begin with 1
             n_warmup_steps=settings.get("warmup_reports", 1) + 1,
         )

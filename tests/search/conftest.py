@@ -52,7 +52,7 @@ def write_search(repository, tmp_path) -> Callable[..., Path]:
 
 # 64 x 128 input, two images a step, a few small proposals, no worker processes.
 TINY = {
-    "INPUT.MIN_SIZE_TRAIN": [64], "INPUT.MAX_SIZE_TRAIN": 128,
+    "MODEL.FROM_SCRATCH": True, "INPUT.MIN_SIZE_TRAIN": [64], "INPUT.MAX_SIZE_TRAIN": 128,
     "INPUT.MIN_SIZE_TEST": 64, "INPUT.MAX_SIZE_TEST": 128,
     "SOLVER.IMS_PER_BATCH": 2, "SOLVER.WARMUP_ITERS": 0,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 50, "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
@@ -64,7 +64,12 @@ TINY = {
 @pytest.fixture
 def write_tiny(write_search) -> Callable[..., Path]:
     """`write_search` for a model that trains in no time."""
-    return lambda **sections: write_search(overrides=TINY, **sections)
+
+    def write(**sections) -> Path:
+        overrides = {k: v for k, v in TINY.items() if k not in sections.get("space", {})}
+        return write_search(overrides=overrides, **sections)
+
+    return write
 
 
 @pytest.fixture

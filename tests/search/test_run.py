@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 
 import pytest
 import yaml
 
+from d2_cityscapes.engine.key_effects import idle_keys
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.findings.best import write_best
@@ -179,6 +181,23 @@ def test_best_yaml_trains_the_base_with_the_best_values(search, plan, fake, tmp_
     base = yaml.safe_load(load_config(repository / "configs/demo/stage3.yaml").dump())
     assert base["SOLVER"]["MAX_ITER"] == cfg.SOLVER.MAX_ITER
     assert str(tmp_path / "out" / "best") == cfg.OUTPUT_DIR
+
+
+def test_best_yaml_leaves_out_what_does_not_act_in_it(search, write_search, fake, tmp_path):
+    """A training would refuse it: SOLVER.MOMENTUM, of a search that ends with ADAMW."""
+    space = {
+        "SOLVER.OPTIMIZER": {"type": "categorical", "choices": ["SGD", "ADAMW"]},
+        "SOLVER.MOMENTUM": {"type": "float", "low": 0.1, "high": 0.4},
+    }
+    plan = read_plan(write_search(space=space, constraints=[]))
+    found = search(plan, fake(lambda values: float(values["SOLVER.OPTIMIZER"] == "ADAMW")), 4)
+    path = write_best(found, plan, tmp_path / "out")
+    cfg = load_config(path)
+    assert cfg.SOLVER.OPTIMIZER == "ADAMW" and idle_keys(cfg) == {}
+    assert re.search(
+        r"#   SOLVER.MOMENTUM 0.\d+ \(left out: acts with SOLVER.OPTIMIZER SGD only\)\n",
+        path.read_text(),
+    )
 
 
 def test_best_yaml_is_what_other_seeds_confirm(search, plan, fake, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from d2_cityscapes.config import leaves, plain
 from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.errors import nearest
 from d2_cityscapes.search.errors import SearchError
@@ -21,7 +22,6 @@ __all__ = [
     "Objective",
     "SearchPlan",
     "key_values",
-    "leaves",
     "named_value",
     "value_at",
 ]
@@ -171,15 +171,6 @@ def value_at(cfg: CfgNode, key: str) -> Any:
     return node
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a config, as it is or as read from its text."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def key_values(values: Mapping[str, Any]) -> list[Any]:
     """KEY VALUE pairs of a command line."""
     return [part for pair in values.items() for part in pair]
@@ -227,12 +218,8 @@ def _replaced(before: Any, name: str, value: Any) -> Any:
         raise SearchError(
             f"{name}: {value!r} cannot take the place of {old!r}: use a {type(old).__name__}"
         )
-    whole = parent = _as_lists(before)
+    whole = parent = plain(before)
     for index in indices[:-1]:
         parent = parent[index]
     parent[indices[-1]] = value
     return whole
-
-
-def _as_lists(value: Any) -> Any:
-    return [_as_lists(part) for part in value] if isinstance(value, list | tuple) else value

@@ -9,7 +9,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
-from d2_cityscapes.engine.trainer import Trainer, setup
+from d2_cityscapes.engine.key_effects import check_key_effects
+from d2_cityscapes.engine.trainer import Trainer, build_run, setup
 from d2_cityscapes.engine.validation_loss import build_validation_loader, validation_losses
 from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.modeling.freezing.freeze import unwrap
@@ -68,7 +69,9 @@ def run_trial(folder: Path, report: Report) -> tuple[float, Mapping[str, float]]
     job = read_job(folder)
     config = str(folder / CONFIG)
     cfg = setup(argparse.Namespace(config_file=config, opts=[], eval_only=False))
-    trainer = Trainer(cfg)
+    trainer, reads = build_run(cfg)
+    # What acts with other values only is no mistake; what never does was refused by `check_reach`.
+    check_key_effects(trainer.cfg, reads, allowed=True)
     check_applied(cfg, trainer.model, trainer.optimizer, job.values)
     last: list[float] = []
 

@@ -20,7 +20,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from d2_cityscapes.search.space.space import Space
 from d2_cityscapes.search.trials.process import Outcome
 
-__all__ = ["CONTINUES", "INTERRUPTED", "REASON", "AlreadyFinished", "TrialQueue"]
+__all__ = [
+    "CONTINUES",
+    "INTERRUPTED",
+    "REASON",
+    "AlreadyFinished",
+    "TrialQueue",
+    "count_finished",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +79,8 @@ class TrialQueue:
         self._worker = {"machine": _machine(), "pid": os.getpid(), "run": uuid.uuid4().hex}
 
     def finished(self) -> int:
-        """Complete and pruned trials so far."""
-        return len(self._trials(TrialState.COMPLETE, TrialState.PRUNED))
+        """See `count_finished`."""
+        return count_finished(self._study)
 
     def next(self) -> Trial | None:
         """A trial to run; None while all places are taken by trials that run, or when all is done.
@@ -195,6 +202,12 @@ class TrialQueue:
     def _set(self, number: int, key: str, value: Any) -> None:
         # Optuna has no public way to do this for a trial of another process.
         self._study._storage.set_trial_user_attr(self.frozen(number)._trial_id, key, value)
+
+
+def count_finished(study: optuna.Study) -> int:
+    """Complete and pruned trials of a study: those that count."""
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    return len(study.get_trials(deepcopy=False, states=states))
 
 
 def _machine() -> str:

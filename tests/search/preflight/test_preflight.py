@@ -77,6 +77,22 @@ def test_what_acts_says_where(write_tiny):
         # one that another key keeps from acting
         ({"space": {"SOLVER.MOMENTUM": FLOAT}}, ["SOLVER.OPTIMIZER", "ADAMW"],
          "SOLVER.MOMENTUM reaches nothing"),
+        # values that are stored, but never act
+        ({"space": {"SOLVER.WARMUP_FACTOR": FLOAT}}, ["SOLVER.WARMUP_ITERS", "0"],
+         "SOLVER.WARMUP_FACTOR reaches nothing: .*: it acts with SOLVER.WARMUP_ITERS above 0 only"),
+        ({"space": {"MODEL.RPN.SMOOTH_L1_BETA": FLOAT}}, ["MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou"],
+         "it acts with MODEL.RPN.BBOX_REG_LOSS_TYPE smooth_l1 only"),
+        ({"space": {"MODEL.FREEZE.NORM_EVAL": {"type": "categorical", "choices": [True, False]}}},
+         ["MODEL.RESNETS.NORM", "FrozenBN"],
+         "it acts with MODEL.FREEZE.MODULES, and norms that learn in them only"),
+        ({"space": {"SOLVER.GAMMA": FLOAT}}, ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
+         "SOLVER.GAMMA reaches nothing: .*: it is not read by"),
+        # and that do not vary
+        ({}, ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.MOMENTUM", "0.5"],
+         "1 problem: SOLVER.MOMENTUM 0.5 acts with SOLVER.OPTIMIZER SGD only; "
+         "set without effect in any trial; leave out"),
+        ({}, ["MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.5"],
+         "MODEL.RETINANET.FOCAL_LOSS_GAMMA 1.5 is not read by StagedRCNN"),
         # two names of one thing
         ({"space": {"MODEL.RPN.CONV_DIMS": {"type": "categorical", "choices": [[-1], [64]]}}}, [],
          r"MODEL.RPN.CONV_DIMS reaches nothing: with \[(-1|64)\] and with \[(-1|64)\] the same"),
@@ -93,6 +109,33 @@ def test_what_cannot_act_is_one_line(write_tiny, sections, opts, message):
     with pytest.raises(SearchError, match=message) as caught:
         _check(write_tiny(**defaults | sections), *opts)
     assert "\n" not in str(caught.value)
+
+
+OPTIMIZERS = {"type": "categorical", "choices": ["ADAMW", "SGD"]}
+
+
+@pytest.mark.parametrize(
+    ("space", "opts"),
+    [
+        ({"SOLVER.OPTIMIZER": OPTIMIZERS, "SOLVER.MOMENTUM": FLOAT}, []),
+        ({"SOLVER.OPTIMIZER": OPTIMIZERS | {"choices": ["SGD", "ADAMW"]}, "SOLVER.MOMENTUM": FLOAT},
+         []),
+        ({"SOLVER.WARMUP_ITERS": {"type": "int", "low": 0, "high": 2},
+          "SOLVER.WARMUP_FACTOR": FLOAT}, []),
+        # keys that do not vary, and act in some trials
+        ({"SOLVER.OPTIMIZER": OPTIMIZERS}, ["SOLVER.MOMENTUM", "0.5"]),
+        ({"SOLVER.WARMUP_ITERS": {"type": "categorical", "choices": [0, 2]}},
+         ["SOLVER.WARMUP_FACTOR", "0.5"]),
+    ],
+)  # fmt: skip
+def test_what_acts_beside_other_values_only_is_searched(write_tiny, space, opts):
+    assert _check(write_tiny(space=space, constraints=[]), *opts).keys() == space.keys()
+
+
+def test_keys_without_effect_may_be_allowed(write_tiny):
+    source = write_tiny(space={"SOLVER.BASE_LR": FLOAT}, constraints=[])
+    plan = read_plan(source, ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.MOMENTUM", "0.5"])
+    assert check_reach(plan, InThisProcess, allow_unused=True).keys() == {"SOLVER.BASE_LR"}
 
 
 def test_numbers_of_hooks_are_no_difference(plan):

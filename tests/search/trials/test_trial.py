@@ -30,12 +30,12 @@ LOSS = {"dataset": "cityscapes_shards_val_1", "task": "val_loss", "metric": "tot
 def prepare(write_tiny, tmp_path):
     """Make the folder of a trial."""
 
-    def make(number: int = 0, **sections):
+    def make(number: int = 0, values=VALUES, **sections):
         plan = read_plan(write_tiny(**{"budget": {"iterations": 3, "reports": 3}} | sections))
         folders = TrialFolders(tmp_path / "out", "study")
-        cfg = plan.config(VALUES, output_dir=folders.path(number))
+        cfg = plan.config(values, output_dir=folders.path(number))
         period = plan.report_period(cfg)
-        job = TrialJob("study", number, VALUES, plan.objective, period)
+        job = TrialJob("study", number, values, plan.objective, period)
         return folders.prepare(job, cfg)
 
     return make
@@ -113,6 +113,21 @@ def test_a_number_that_is_not_there_refuses_the_search(prepare, objective, messa
     folder = prepare(objective=objective, budget={"iterations": 1})
     with pytest.raises(SearchError, match=message):
         run_trial(folder, lambda *_: False)
+
+
+def test_a_value_that_has_no_use_for_another_ends_no_search(prepare):
+    """SOLVER.WARMUP_ITERS 0, as it may have been sampled, leaves SOLVER.WARMUP_FACTOR idle."""
+    space = {"SOLVER.WARMUP_FACTOR": {"type": "float", "low": 0.1, "high": 0.4}}
+    folder = prepare(
+        values={"SOLVER.WARMUP_FACTOR": 0.25},
+        space=space,
+        constraints=[],
+        objective=LOSS,
+        budget={"iterations": 1},
+    )
+    run_trial(folder, lambda *_: False)
+    line = "without effect: SOLVER.WARMUP_FACTOR 0.25 acts with SOLVER.WARMUP_ITERS above 0 only"
+    assert line in (folder / "log.txt").read_text()
 
 
 def test_values_that_do_not_arrive_are_named_before_training(prepare, monkeypatch):
