@@ -146,7 +146,7 @@ def stock_config(cfg: CfgNode, source: str | Path = "config") -> CfgNode:
         ConversionError: a part of the model has no equivalent.
     """
     for key, name in _component_names(cfg).items():
-        if not _is_stock(COMPONENTS[key], STOCK_COMPONENTS.get(name, name)):
+        if name and not _is_stock(COMPONENTS[key], STOCK_COMPONENTS.get(name, name)):
             raise ConversionError(
                 f"{source}: MODEL.{key} {name} has no equivalent in stock Detectron2"
             )

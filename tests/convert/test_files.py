@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from d2_cityscapes.convert import CONVERSIONS, ConversionError, convert_file
-from d2_cityscapes.convert.files import read_weights, write_weights
+from d2_cityscapes.convert.files import read_checkpoint, read_weights, write_weights
 from d2_cityscapes.errors import D2CityscapesError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
@@ -140,3 +140,11 @@ def test_every_conversion_names_a_missing_input(tmp_path, kind):
         convert_file(kind, missing, tmp_path / "out.pth")
     assert str(error.value).startswith(f"{missing}: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_class_records_travel(tmp_path):
+    record = {"table": "cityscapes", "things": ["car"]}
+    write_weights(tmp_path / "a.pth", WEIGHTS, record)
+    assert read_checkpoint(tmp_path / "a.pth")[1] == record
+    write_weights(tmp_path / "b.pth", WEIGHTS)
+    assert read_checkpoint(tmp_path / "b.pth")[1] is None

@@ -69,7 +69,7 @@ def test_a_resumed_run_has_its_weights(configure, tmp_path):
 
 def test_the_log_names_what_stays_random(configure, log):
     train(configure("demo/stage1.yaml", *MEANT))
-    assert "freezes backbone.bottom_up with random weights, as MODEL.FROM_SCRATCH allows" in (
+    assert "freezes backbone.bottom_up with RANDOM weights, as MODEL.FROM_SCRATCH allows" in (
         log.text
     )
 
