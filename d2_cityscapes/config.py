@@ -108,8 +108,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # Update all parameters of the optimizer by one kernel ("fused" in torch.optim).
     cfg.SOLVER.FUSED = False
     # Keep the exponential moving average of the weights and of the statistics of batch norms,
-    # average = d * average + (1 - d) * weights after every step, where d is this, e.g. 0.999, but no
-    # more than (1 + n) / (10 + n) behind n steps. Evaluations use it, it is written as
+    # average = d * average + (1 - d) * weights after every step, where d is this, e.g. 0.999, but
+    # no more than (1 + n) / (10 + n) behind n steps. Evaluations use it, it is written as
     # model_final_ema.pth, and the next of the stages begins with it. 0: none.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Steps in a row whose losses or gradients are not finite that are left out, each with a

@@ -63,7 +63,7 @@ def test_the_road_from_png_to_report(command, tmp_path):
     assert "recall@0.5" in _succeeds(fitted)
 
     trained = command(
-        "tools/train_net.py --config-file configs/demo/stage2.yaml", *SMALL,
+        "tools/train_net.py --from-scratch --config-file configs/demo/stage2.yaml", *SMALL,
         "SOLVER.MAX_ITER", "20", "MODEL.FREEZE.MODULES", "[]", "OUTPUT_DIR", run,
         "MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE", anchors, DETECTRON2_DATASETS=data,
     )  # fmt: skip

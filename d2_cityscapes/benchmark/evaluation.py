@@ -91,6 +91,7 @@ def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
     truth, predicted, names = folder / "truth" / split, folder / "predicted" / split, []
     maps = []
     for source in find_sources(settings.cityscapes, split)[: settings.images]:
+        assert source.ids_path is not None  # of a split with annotations
         names.append(source.ids_path.name)
         city = source.ids_path.parent.name
         true_ids = source.instance_ids().astype(np.uint16)
@@ -191,6 +192,7 @@ def _instances(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
 
     coco, city = _as_coco(ids, folder / "coco.json"), folder / "city"
     city.mkdir()
+    assert source.ids_path is not None
     shutil.copy(source.ids_path, city)
     things = [c.name for c in CITYSCAPES.things]
     MetadataCatalog.get(f"{_NAME}_coco").set(

@@ -31,13 +31,13 @@ def test_options_reach_the_training(monkeypatch):
     monkeypatch.setattr(trainer, "setup", lambda args: args.opts)
     calls = []
     monkeypatch.setattr(trainer, "train", lambda cfg, **options: calls.append((cfg, options)))
-    monkeypatch.setattr(trainer, "evaluate", lambda cfg: calls.append((cfg, "evaluate")))
+    monkeypatch.setattr(trainer, "evaluate", lambda cfg, **options: calls.append((cfg, "evaluate")))
     main(["--profile", "5", "--resume", "SEED", "1"])
-    main(["SEED", "2"])
+    main(["--allow-unused", "SEED", "2"])
     main(["--eval-only", "--resume", "SEED", "3"])  # Detectron2 takes both
     assert calls == [
-        (["SEED", "1"], {"resume": True, "profile": 5}),
-        (["SEED", "2"], {"resume": False, "profile": 0}),
+        (["SEED", "1"], {"resume": True, "profile": 5, "allow_unused": False}),
+        (["SEED", "2"], {"resume": False, "profile": 0, "allow_unused": True}),
         (["SEED", "3"], "evaluate"),
     ]
 

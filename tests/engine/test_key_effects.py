@@ -17,7 +17,7 @@ from d2_cityscapes.engine.key_effects import (
     unread_keys,
 )
 from d2_cityscapes.engine.setup import ConfigError, load_config
-from d2_cityscapes.engine.trainer import Trainer, evaluate, train
+from d2_cityscapes.engine.trainer import Trainer, build_run, evaluate, train
 
 pytestmark = pytest.mark.usefixtures("datasets")
 
@@ -125,6 +125,13 @@ def test_the_command_trains_on_where_it_is_meant(tmp_path, capfd):
     main([*arguments, *opts])
     assert (tmp_path / "model_final.pth").is_file()
     assert "without effect: MODEL.RPN.NMS_THRESH 0.6" in (tmp_path / "log.txt").read_text()
+
+
+def test_keys_of_an_evaluation_may_wait_for_one(tmp_path):
+    opts = ["DATASETS.TEST", "()", "TEST.EXPECTED_RESULTS", "[]", "TEST.NUM_PICTURES", "3"]
+    opts += ["OUTPUT_DIR", str(tmp_path), "INPUT.MIN_SIZE_TEST", "96"]
+    trainer, reads = build_run(load_config(CONFIGS / "quick" / "semantic.yaml", opts))
+    check_key_effects(trainer.cfg, reads)
 
 
 def test_reads_of_copies_count_and_listing_does_not():
