@@ -5,7 +5,7 @@ configs/search/stage2.yaml. The score is 0.19 + EFFECT * (IoU threshold - 0.5) /
 noise of 0.004; random samples give an effect of 0.008 57 % of the variance.
 
     python tests/search/findings/simulated.py --effect 0.008 --studies 24
-    python tests/search/findings/simulated.py --effect 0 --studies 60
+    python tests/search/findings/simulated.py --effect 0 --studies 60 --seed 100
 """
 
 from __future__ import annotations
@@ -74,13 +74,14 @@ def main() -> None:
     )
     parser.add_argument("--effect", type=float, required=True)
     parser.add_argument("--studies", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0, help="of the first study")
     parser.add_argument("--permutations", type=int, default=99)
     parser.add_argument("--report-noise", type=float, default=NOISE)
     parser.add_argument("--pruner", default=SHIPPED["pruner"], type=yaml.safe_load, help="as YAML")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     acting, any_acts, complete = 0, 0, []
-    for seed in range(args.studies):
+    for seed in range(args.seed, args.seed + args.studies):
         study = simulated_study(
             seed, effect=args.effect, pruner=args.pruner, report_noise=args.report_noise
         )
