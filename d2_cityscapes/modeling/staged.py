@@ -17,11 +17,10 @@ from d2_cityscapes.modeling.void import zero_if_void
 __all__ = ["StagedRCNN", "StagedSegmentor"]
 
 
-@META_ARCH_REGISTRY.register()
-class StagedRCNN(KeepsFrozen, GeneralizedRCNN):
-    """`GeneralizedRCNN` that freezes by MODEL.FREEZE and computes by the dense options.
+class _Staged(KeepsFrozen):
+    """A meta-architecture, which comes behind it in the list of bases, with the options in force.
 
-    With none of them set it is `GeneralizedRCNN`, bit for bit.
+    With none of them set it is that meta-architecture, bit for bit, wherever a pixel counts.
     """
 
     @configurable
@@ -29,33 +28,25 @@ class StagedRCNN(KeepsFrozen, GeneralizedRCNN):
         """
         Args:
             complete: called with the model when it has all its parts.
-            kwargs: the arguments of `GeneralizedRCNN`.
+            kwargs: the arguments of the meta-architecture.
         """
         super().__init__(**kwargs)
-        complete(self)
+        complete(self)  # type: ignore[arg-type]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "complete": partial(put_into_force, cfg)}
+        parts = super().from_config(cfg)  # type: ignore[misc]
+        return {**parts, "complete": partial(put_into_force, cfg)}
 
 
 @META_ARCH_REGISTRY.register()
-class StagedSegmentor(KeepsFrozen, SemanticSegmentor):
+class StagedRCNN(_Staged, GeneralizedRCNN):
+    """`GeneralizedRCNN` that freezes by MODEL.FREEZE and computes by the dense options."""
+
+
+@META_ARCH_REGISTRY.register()
+class StagedSegmentor(_Staged, SemanticSegmentor):
     """`SemanticSegmentor`, likewise, but for batches of void alone."""
-
-    @configurable
-    def __init__(self, *, complete: Callable[[nn.Module], None] = nothing, **kwargs: Any) -> None:
-        """
-        Args:
-            complete: called with the model when it has all its parts.
-            kwargs: the arguments of `SemanticSegmentor`.
-        """
-        super().__init__(**kwargs)
-        complete(self)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "complete": partial(put_into_force, cfg)}
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]
