@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from d2_cityscapes.config import get_cfg, leaves, plain
+from d2_cityscapes.config import get_cfg, leaves, plain, value_of
 from d2_cityscapes.engine.setup import ConfigError
 
 __all__ = [
@@ -44,11 +44,11 @@ _ACT_ELSEWHERE = (
 
 
 def _is(key: str, *values: Any) -> Callable[[CfgNode], bool]:
-    return lambda cfg: _value(cfg, key) in values
+    return lambda cfg: value_of(cfg, key) in values
 
 
 def _on(key: str) -> Callable[[CfgNode], bool]:
-    return lambda cfg: bool(_value(cfg, key))
+    return lambda cfg: bool(value_of(cfg, key))
 
 
 # Keys (patterns) that are read whether or not they act: when they do, in words and as a rule.
@@ -217,7 +217,7 @@ def check_key_effects(
     why = why_without_effect(cfg, reads, keys)
     refused = []
     for key, reason in why.items():
-        line = f"{key} {_value(cfg, key)!r} {reason}"
+        line = f"{key} {value_of(cfg, key)!r} {reason}"
         if allowed is True or (allowed and key in allowed):
             logger.warning("without effect: %s", line)
         else:
@@ -279,9 +279,3 @@ def _reader(cfg: CfgNode, key: str) -> str:
     if section == "SOLVER":
         return f"is not read by {cfg.SOLVER.OPTIMIZER} with {cfg.SOLVER.LR_SCHEDULER_NAME}"
     return f"is not read by anything of this run of {architecture}"
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

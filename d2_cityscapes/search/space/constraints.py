@@ -39,7 +39,7 @@ class Constraint:
         python = _KEY.sub(lambda key: f" key{self.names.index(key[0])} ", self.text)
         try:
             tree = ast.parse(python.strip(), mode="eval")
-        except SyntaxError as error:
+        except (SyntaxError, RecursionError, MemoryError) as error:  # the latter: too deep
             raise SearchError(f"constraint {self.text!r}: not an expression; {_USE}") from error
         condition = tree.body.op if isinstance(tree.body, ast.UnaryOp) else tree.body
         if not isinstance(condition, _CONDITIONS) or not all(map(_is_plain, ast.walk(tree.body))):
