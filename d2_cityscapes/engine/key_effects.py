@@ -205,7 +205,8 @@ def check_key_effects(
     Args:
         cfg: the config.
         reads: what was read of it while everything was built, see `recorded`.
-        allowed: True, or the keys, that only get a warning.
+        allowed: True, or the keys, that only get a warning; so does a mask head where MODEL.MASK_ON
+            is False.
         sections: see `unread_keys`.
 
     Raises:
@@ -218,7 +219,7 @@ def check_key_effects(
     refused = []
     for key, reason in why.items():
         line = f"{key} {value_of(cfg, key)!r} {reason}"
-        if allowed is True or (allowed and key in allowed):
+        if allowed is True or (allowed and key in allowed) or _is_switched_off(cfg, key):
             logger.warning("without effect: %s", line)
         else:
             refused.append(line)
@@ -254,6 +255,11 @@ def _idle(cfg: CfgNode, keys: Iterable[str]) -> dict[str, str]:
         for pattern, needed, acts in _ACT_WITH
         if fnmatch.fnmatchcase(key, pattern) and not acts(cfg)
     }
+
+
+def _is_switched_off(cfg: CfgNode, key: str) -> bool:
+    """Whether a key belongs to a part that a config may leave out by one switch of its own."""
+    return key.startswith("MODEL.ROI_MASK_HEAD.") and not cfg.MODEL.MASK_ON
 
 
 def _acts_elsewhere(key: str) -> bool:

@@ -241,6 +241,7 @@ def _settle_device(cfg: CfgNode) -> None:
         if cfg.SOLVER.AMP.ENABLED:
             logger.warning("no mixed precision without it: SOLVER.AMP.ENABLED is False")
             cfg.SOLVER.AMP.ENABLED = False
+            cfg.SOLVER.AMP.DTYPE = "float16"  # its default: it chooses nothing any more
 
 
 def _check_device(name: str) -> None:

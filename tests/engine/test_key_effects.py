@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
 from d2_cityscapes.commands.train_net import main
 from d2_cityscapes.config import get_cfg
@@ -132,6 +133,17 @@ def test_keys_of_an_evaluation_may_wait_for_one(tmp_path):
     opts += ["OUTPUT_DIR", str(tmp_path), "INPUT.MIN_SIZE_TEST", "96"]
     trainer, reads = build_run(load_config(CONFIGS / "quick" / "semantic.yaml", opts))
     check_key_effects(trainer.cfg, reads)
+
+
+def test_a_part_may_be_switched_off(tmp_path, log):
+    """Masks, whose head the config goes on to describe; mixed precision, by a missing GPU."""
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.MASK_ON", "False", "TEST.EXPECTED_RESULTS", "[]"]
+    trainer, reads = build_run(load_config(CONFIGS / "quick" / "instance.yaml", opts))
+    check_key_effects(trainer.cfg, reads)
+    assert "without effect: MODEL.ROI_MASK_HEAD.NUM_CONV 1" in log.text
+    opts = ["SOLVER.AMP.DTYPE", "bfloat16", "MODEL.DEVICE", "cuda"]
+    cfg = load_config(CONFIGS / "stage1.yaml", opts)
+    assert torch.cuda.is_available() or idle_keys(cfg) == {}
 
 
 def test_reads_of_copies_count_and_listing_does_not():
