@@ -331,7 +331,8 @@ def train(
     if not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
         check_start(cfg)
     trainer, reads = build_run(cfg)
-    check_key_effects(trainer.cfg, reads, allowed=allow_unused)
+    if comm.is_main_process():  # which reads more than the others: checkpoints, writers
+        check_key_effects(trainer.cfg, reads, allowed=allow_unused)
     if profile and comm.is_main_process():
         trainer.register_hooks([ProfileHook(Path(cfg.OUTPUT_DIR) / "profile", profile)])
     trainer.resume_or_load(resume=resume)
@@ -379,7 +380,8 @@ def evaluate(cfg: CfgNode, *, allow_unused: bool | Collection[str] = False) -> d
     cfg, reads = recorded(cfg)
     model = Trainer.build_model(cfg)
     evaluators = _build_evaluation(cfg)
-    check_key_effects(cfg, reads, allowed=allow_unused, sections=("MODEL", "TEST"))
+    if comm.is_main_process():
+        check_key_effects(cfg, reads, allowed=allow_unused, sections=("MODEL", "TEST"))
     table = label_table_of(cfg.DATASETS.TEST)
     Checkpointer(model, save_dir=cfg.OUTPUT_DIR, table=table).load(cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model, evaluators, weights=cfg.MODEL.WEIGHTS)
