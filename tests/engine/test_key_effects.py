@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
 
 from d2_cityscapes.commands.train_net import main
 from d2_cityscapes.config import get_cfg
@@ -133,6 +134,16 @@ def test_keys_of_an_evaluation_may_wait_for_one(tmp_path):
     opts += ["OUTPUT_DIR", str(tmp_path), "INPUT.MIN_SIZE_TEST", "96"]
     trainer, reads = build_run(load_config(CONFIGS / "quick" / "semantic.yaml", opts))
     check_key_effects(trainer.cfg, reads)
+
+
+def test_other_ranks_read_less_and_do_not_judge(tmp_path, monkeypatch):
+    """Checkpoints and writers are the main process's."""
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.WARMUP_ITERS", "0", "TEST.EXPECTED_RESULTS", "[]"]
+    opts += ["OUTPUT_DIR", str(tmp_path)]
+    cfg = load_config(CONFIGS / "quick" / "semantic.yaml", opts)
+    assert cfg.SOLVER.CHECKPOINT_PERIOD != get_cfg().SOLVER.CHECKPOINT_PERIOD
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    assert train(cfg) is None
 
 
 def test_a_part_may_be_switched_off(tmp_path, log):
