@@ -17,7 +17,6 @@ __all__ = [
     "check_key_effects",
     "idle_keys",
     "recorded",
-    "unread_keys",
     "why_without_effect",
 ]
 
@@ -159,17 +158,6 @@ def recorded(cfg: CfgNode) -> tuple[CfgNode, Collection[str]]:
     return copy(cfg.clone(), ""), reads
 
 
-def unread_keys(cfg: CfgNode, reads: Collection[str], sections: Iterable[str] = ()) -> list[str]:
-    """Keys that differ from their default, and that nothing has read.
-
-    Args:
-        cfg: the config.
-        reads: what was read of it, see `recorded`.
-        sections: first parts of the names to judge; empty for all.
-    """
-    return _unread(reads, changed_keys(cfg, sections))
-
-
 def idle_keys(cfg: CfgNode, sections: Iterable[str] = ()) -> dict[str, str]:
     """Keys that differ from their default, but act with another setting only: key -> that one."""
     return _idle(cfg, changed_keys(cfg, sections))
@@ -207,7 +195,7 @@ def check_key_effects(
         reads: what was read of it while everything was built, see `recorded`.
         allowed: True, or the keys, that only get a warning; so does a mask head where MODEL.MASK_ON
             is False.
-        sections: see `unread_keys`.
+        sections: first parts of the names to judge; empty for all.
 
     Raises:
         ConfigError: such keys, each with why it does not act.

@@ -13,10 +13,11 @@ from detectron2.utils import comm
 from d2_cityscapes.commands.train_net import main
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.engine.key_effects import (
+    changed_keys,
     check_key_effects,
     idle_keys,
     recorded,
-    unread_keys,
+    why_without_effect,
 )
 from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.engine.trainer import Trainer, build_run, evaluate, train
@@ -38,7 +39,7 @@ def without_effect(cfg) -> set[str]:
     for name in noted.DATASETS.TEST:
         Trainer.build_test_loader(noted, name)
         Trainer.build_evaluator(noted, name)
-    return {*unread_keys(trainer.cfg, reads), *idle_keys(trainer.cfg)}
+    return set(why_without_effect(trainer.cfg, reads, changed_keys(trainer.cfg)))
 
 
 @pytest.mark.parametrize("name", TRAINED)
