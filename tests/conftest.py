@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCuda
 
 from d2_cityscapes.shards.writer import write_shards
 
@@ -153,6 +154,15 @@ def call(repository, monkeypatch, capsys):
         return leaving.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def fake_gpu() -> Iterator[FakeCuda]:
+    """A pretended CUDA device for the time of the test."""
+    import d2_cityscapes.engine.trainer  # noqa: F401  (torch.jit.script reads the true torch)
+
+    with FakeCuda() as gpu:
+        yield gpu
 
 
 @pytest.fixture(scope="session")
