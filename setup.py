@@ -1,9 +1,11 @@
 """Packaging of d2_cityscapes. Imports nothing but setuptools, so that any pip can read it."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 _PACKAGE = (Path(__file__).parent / "d2_cityscapes" / "__init__.py").read_text(encoding="utf-8")
 _VERSION = re.search(r'^__version__ = "(.+)"$', _PACKAGE, re.MULTILINE)
@@ -13,13 +15,37 @@ _POSTGRESQL = ["psycopg2-binary>=2.9"]
 # what stock Detectron2 needs to read the PNG tree, and a gauge of memory
 _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
 
+# folders of the checkout that a wheel carries: see d2_cityscapes/shipped.py
+_SHIPPED = ["configs", "tools/install_detectron2"]
+
+
+class BuildWithShipped(build_py):
+    """Copies the shipped folders beside the modules, but for an editable installation."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for folder in _SHIPPED:
+                shutil.copytree(
+                    folder,
+                    Path(self.build_lib, "d2_cityscapes", "shipped", folder),
+                    ignore=shutil.ignore_patterns("__pycache__"),
+                    dirs_exist_ok=True,
+                )
+
+
 setup(
     name="d2_cityscapes",
     version=_VERSION[1],
     description="Detectron2 components for the segmentation of street scenes (Cityscapes)",
     license="Apache-2.0",
     python_requires=">=3.11",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     packages=find_packages(include=["d2_cityscapes", "d2_cityscapes.*"]),
+    py_modules=["d2c"],
+    entry_points={"console_scripts": ["d2c = d2c:main"]},
+    cmdclass={"build_py": BuildWithShipped},
     package_data={"d2_cityscapes": ["py.typed"]},
     # Detectron2 is on no package index under its own name: tools/install_detectron2.py installs it.
     install_requires=[

@@ -10,10 +10,11 @@ import logging
 import os
 import warnings
 
-from d2_cityscapes.dependencies import MISSING_DETECTRON2, has_detectron2, lazy_exports
+from d2_cityscapes.dependencies import lazy_exports, require_detectron2
+from d2_cityscapes.errors import MissingDetectron2Error
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_d2_cityscapes_config", "get_cfg"]
+__all__ = ["__version__", "add_d2_cityscapes_config", "get_cfg", "register_components"]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -36,14 +37,27 @@ _REGISTERING = (
     "modeling.staged",
 )
 
-# A command that uses plain rooms only may set this: it starts in 0.2 s instead of 3, and does not
-# speak of Detectron2.
+# A command (d2c.py) sets this while it is imported, and registers when it has read its arguments.
 _PLAIN = bool(os.environ.get("D2_CITYSCAPES_PLAIN"))
 
-if has_detectron2() and not _PLAIN:
+
+def register_components() -> None:
+    """Register components and datasets with Detectron2, as importing this package does.
+
+    Does nothing where that is done already.
+
+    Raises:
+        MissingDetectron2Error: there is no Detectron2.
+    """
+    require_detectron2()
     with warnings.catch_warnings():  # fvcore's use of TorchScript concerns no user of ours
         warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-        for _room in _REGISTERING:
-            importlib.import_module(f"{__name__}.{_room}")
-elif not _PLAIN:
-    logging.getLogger(__name__).warning(MISSING_DETECTRON2)
+        for room in _REGISTERING:
+            importlib.import_module(f"{__name__}.{room}")
+
+
+if not _PLAIN:
+    try:
+        register_components()
+    except MissingDetectron2Error as error:
+        logging.getLogger(__name__).warning(error)

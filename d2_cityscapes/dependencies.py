@@ -28,22 +28,25 @@ def require_detectron2() -> None:
         raise MissingDetectron2Error(MISSING_DETECTRON2)
 
 
-def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], Any]:
-    """Build the module-level ``__getattr__`` (PEP 562) of a package that exports glue components.
+def lazy_exports(
+    package: str, exports: Mapping[str, str], *, detectron2: bool = True
+) -> Callable[[str], Any]:
+    """Build the module-level ``__getattr__`` (PEP 562) of a package: names imported when asked for.
 
-    The plain rooms of a package stay importable without Detectron2; a glue name is imported when
-    it is first asked for.
+    So the plain rooms of a package stay importable without Detectron2, and what is quick stays so.
 
     Args:
         package: ``__name__`` of the package that exports the names.
-        exports: public name -> module that defines it. A missing Detectron2 is reported with
+        exports: public name -> module that defines it.
+        detectron2: whether they need it. One that is missing is reported with
             `MissingDetectron2Error`.
     """
 
     def __getattr__(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        require_detectron2()
+        if detectron2:
+            require_detectron2()
         return getattr(importlib.import_module(exports[name]), name)
 
     return __getattr__

@@ -119,8 +119,6 @@ def run(main: Callable[[], int | None]) -> None:
     """
     try:
         code = main() or 0
-    except MissingDetectron2Error:
-        code = 1  # importing the package has just logged the same line
     except D2CityscapesError as error:
         for line in (*error.details, f"error: {error}"):
             print(line, file=sys.stderr)

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Make up street scenes in the layout of Cityscapes; --help says how."""
 
-from d2_cityscapes.commands.make_synthetic import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("make_synthetic")

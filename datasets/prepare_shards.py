@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Pack a downloaded dataset into shards; --help says how."""
 
-from d2_cityscapes.commands.prepare_shards import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("prepare_shards")

@@ -143,9 +143,6 @@ def disk_of():
 @pytest.fixture
 def call(repository, monkeypatch, capsys):
     """Run a command in this process; returns exit code, stdout and stderr."""
-    # some commands set it: let it end with the test
-    monkeypatch.setenv("D2_CITYSCAPES_PLAIN", "")
-    monkeypatch.delenv("D2_CITYSCAPES_PLAIN")
 
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])

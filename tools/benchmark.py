@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Measure this package beside stock Detectron2 and the official tools; --help says how."""
 
-from d2_cityscapes.commands.benchmark import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("benchmark")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Count the objects of a split; --help says how."""
 
-from d2_cityscapes.commands.dataset_stats import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("dataset_stats")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Fit anchors to the training boxes of a config; --help says how."""
 
-from d2_cityscapes.commands.kmeans_anchors import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("kmeans_anchors")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Predict pictures with a trained model; --help says how."""
 
-from d2_cityscapes.commands.predict import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("predict")

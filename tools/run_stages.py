@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Train the stages of the recipe in sequence; --help says how."""
 
-from d2_cityscapes.commands.run_stages import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("run_stages")

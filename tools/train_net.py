@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Train or evaluate a model that a config describes; --help says how."""
 
-from d2_cityscapes.commands.train_net import main
-from d2_cityscapes.errors import run
+from d2c import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("train_net")

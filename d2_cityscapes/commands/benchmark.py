@@ -130,9 +130,9 @@ def add_common(mode: argparse.ArgumentParser, rounds: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     modes = parse_args(argv)
-    from d2_cityscapes.dependencies import require_detectron2
+    from d2_cityscapes import register_components
 
-    require_detectron2()
+    register_components()
     from d2_cityscapes.files import check_outputs
 
     for args in modes:

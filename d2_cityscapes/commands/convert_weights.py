@@ -18,7 +18,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2_cityscapes import register_components
 from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.convert import convert_file
+from d2_cityscapes.convert.kinds import CONVERSIONS, RIDERS
 
 __all__ = ["main"]
 
@@ -57,9 +60,6 @@ DeepLabV3Segmentor, are refused.
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    from d2_cityscapes.convert import CONVERSIONS
-    from d2_cityscapes.convert.coco import RIDERS
-
     riders = "\n".join(f"  {name:<11} {meaning}" for name, meaning in RIDERS.items())
     texts = {
         "torchvision-deeplab": TORCHVISION,
@@ -91,10 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
-    from d2_cityscapes.convert import convert_file
-    from d2_cityscapes.dependencies import require_detectron2
-
     options = vars(parse_args(argv))
     if options["kind"] == "to-detectron2":
-        require_detectron2()
+        register_components()
     print(*convert_file(**options), sep="\n")

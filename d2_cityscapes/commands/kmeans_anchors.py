@@ -39,9 +39,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
-    from d2_cityscapes.dependencies import require_detectron2
+    from d2_cityscapes import register_components
 
-    require_detectron2()
+    register_components()
     from d2_cityscapes.engine.checks.values import check_values
     from d2_cityscapes.engine.setup import load_config
     from d2_cityscapes.files import check_outputs

@@ -24,8 +24,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2_cityscapes import register_components
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.dependencies import require_detectron2
 
 __all__ = ["main"]
 
@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
-    require_detectron2()
+    register_components()
     from d2_cityscapes.engine.checks.config import check_model_config
     from d2_cityscapes.engine.prediction import predict_pictures
     from d2_cityscapes.engine.setup import check_weights_file, load_config

@@ -26,8 +26,9 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter, from_scratch
-from d2_cityscapes.dependencies import require_detectron2
+from d2_cityscapes import register_components
+from d2_cityscapes.commands.cli import HelpFormatter, from_scratch
+from d2_cityscapes.shipped import CONFIGS, find_config
 
 __all__ = ["main"]
 
@@ -45,8 +46,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--config-dir",
-        type=Path,
-        default=CHECKOUT / "configs",
+        type=find_config,
+        default=CONFIGS,
         help="folder with stage0.yaml, stage1.yaml, ...",
     )
     parser.add_argument(
@@ -70,7 +71,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
-    require_detectron2()
+    register_components()
     from d2_cityscapes.files import check_folder, write_atomically
     from d2_cityscapes.report.curves import draw_loss_curves
     from d2_cityscapes.report.run import find_runs, write_report

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from d2_cityscapes import register_components
 from d2_cityscapes.commands.cli import HelpFormatter
-from d2_cityscapes.dependencies import require_detectron2
 
 __all__ = ["main"]
 
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
-    require_detectron2()
+    register_components()
     from d2_cityscapes.search.errors import SearchError
     from d2_cityscapes.search.findings.best import write_best
     from d2_cityscapes.search.findings.confirm import run_again

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
+from d2_cityscapes import register_components
 from d2_cityscapes.commands.cli import from_scratch
-from d2_cityscapes.dependencies import require_detectron2
 
-__all__ = ["main", "train_or_evaluate"]
+__all__ = ["add_detectron2_arguments", "main", "train_or_evaluate"]
 
 
 def train_or_evaluate(args: argparse.Namespace) -> None:
@@ -47,10 +48,10 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    from detectron2.engine import default_argument_parser
-
-    parser = default_argument_parser(epilog="")
-    parser.description = __doc__
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_detectron2_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the training would need, and end"
     )
@@ -82,6 +83,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def add_detectron2_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of its ``default_argument_parser``, which takes seconds to import."""
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file of the config")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, and end")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="in all")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="K", help="of this machine, from 0"
+    )
+    user = os.getuid() if sys.platform != "win32" else 1
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{2**15 + 2**14 + hash(user) % 2**14}",
+        metavar="URL",
+        help="where processes meet, by default on a port of this machine that the user's id gives",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
+    )
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of steps")
@@ -90,8 +115,8 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
-    require_detectron2()
     args = parse_args(argv)
+    register_components()
     if args.dry_run:
         measure(args)
         return

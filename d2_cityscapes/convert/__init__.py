@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from d2_cityscapes.convert.coco import coco_to_cityscapes
-from d2_cityscapes.convert.files import ConversionError
-from d2_cityscapes.convert.seamseg import seamseg_to_detectron2
-from d2_cityscapes.convert.torchvision_resnet import torchvision_to_detectron2
+from d2_cityscapes.convert.kinds import CONVERSIONS, ConversionError
+from d2_cityscapes.dependencies import lazy_exports
 from d2_cityscapes.files import check_outputs
 
 __all__ = [
@@ -22,13 +20,15 @@ __all__ = [
     "torchvision_to_detectron2",
 ]
 
-# kind -> module and function (input, output, **options) -> lines of a report
-CONVERSIONS = {
-    "torchvision-deeplab": ("torchvision_resnet", "convert_torchvision_file"),
-    "coco-to-cityscapes": ("coco", "convert_coco_file"),
-    "seamseg": ("seamseg", "convert_seamseg_file"),
-    "to-detectron2": ("stock", "convert_to_stock"),  # the only one that needs Detectron2
-}
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "coco_to_cityscapes": "d2_cityscapes.convert.coco",
+        "seamseg_to_detectron2": "d2_cityscapes.convert.seamseg",
+        "torchvision_to_detectron2": "d2_cityscapes.convert.torchvision_resnet",
+    },
+    detectron2=False,
+)
 
 
 def convert_file(

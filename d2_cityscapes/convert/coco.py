@@ -16,13 +16,13 @@ from torch import Tensor
 
 from d2_cityscapes.convert.files import (
     Conversion,
-    ConversionError,
     convert_weights,
     counted,
 )
+from d2_cityscapes.convert.kinds import RIDERS, ConversionError
 from d2_cityscapes.labels import CITYSCAPES
 
-__all__ = ["RIDERS", "coco_to_cityscapes", "convert_coco_file"]
+__all__ = ["coco_to_cityscapes", "convert_coco_file"]
 
 NUM_COCO = 80
 # Cityscapes class -> COCO's contiguous id in Detectron2; "rider" has no counterpart
@@ -36,11 +36,6 @@ COCO_ID = {
     "bicycle": 1,
 }
 # What the rows of "rider" become.
-RIDERS = {
-    "random": "a new class of Detectron2: N(0, 0.01) or N(0, 0.001), bias 0",
-    "blob_stats": "N(mean, standard deviation) of the whole COCO tensor, as Detectron's converter",
-    "person": "a copy of person",
-}
 
 
 @dataclass(frozen=True)

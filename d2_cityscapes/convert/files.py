@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.convert.kinds import ConversionError
 from d2_cityscapes.labels.record import CLASSES
 from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file, write_tensor_file
 
 __all__ = [
     "STEPS",
     "Conversion",
-    "ConversionError",
     "convert_weights",
     "counted",
     "mismatch",
@@ -28,10 +27,6 @@ __all__ = [
 ]
 
 STEPS = "num_batches_tracked"  # counts training steps; no norm with fixed momentum reads it
-
-
-class ConversionError(D2CityscapesError):
-    """Weights that cannot be read, converted or written."""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from torch import Tensor
 from d2_cityscapes.convert.files import (
     STEPS,
     Conversion,
-    ConversionError,
     convert_weights,
     counted,
     mismatch,
 )
+from d2_cityscapes.convert.kinds import ConversionError
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.record import class_record
 

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from d2_cityscapes.config import plain
 from d2_cityscapes.convert.files import (
     STEPS,
-    ConversionError,
     counted,
     mismatch,
     read_checkpoint,
     write_weights,
 )
+from d2_cityscapes.convert.kinds import ConversionError
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.files import check_outputs, write_atomically
 from d2_cityscapes.labels import CITYSCAPES

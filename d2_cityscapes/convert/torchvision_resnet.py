@@ -13,11 +13,11 @@ from torch import Tensor
 from d2_cityscapes.convert.files import (
     STEPS,
     Conversion,
-    ConversionError,
     convert_weights,
     counted,
     mismatch,
 )
+from d2_cityscapes.convert.kinds import ConversionError
 
 __all__ = ["convert_torchvision_file", "detectron2_name", "torchvision_to_detectron2"]
 

@@ -19,6 +19,7 @@ from d2_cityscapes.data.loader import training_images
 from d2_cityscapes.data.register import has_truth
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
+from d2_cityscapes.shipped import CONFIGS, find_config
 
 __all__ = [
     "LENGTHS",
@@ -66,7 +67,8 @@ def load_config(
     for the GPU, False; each with a logged line. Where MODEL.DEVICE says "cpu" it stays as it is.
 
     Args:
-        config_file: YAML file, with ``_BASE_`` as in Detectron2; "" for the defaults alone.
+        config_file: YAML file, with ``_BASE_`` as in Detectron2, here or among the shipped ones
+            (see `find_config`); "" for the defaults alone.
         opts: KEY VALUE pairs. An iteration key given here wins over the file's SOLVER.EPOCHS.
         train: False leaves SOLVER.EPOCHS as it is, for use where DATASETS.TRAIN is missing.
 
@@ -79,8 +81,9 @@ def load_config(
     """
     cfg = get_cfg()
     if config_file:
-        if not Path(config_file).is_file():
-            raise ConfigError(f"{config_file}: no such config file")
+        config_file = find_config(config_file)
+        if not config_file.is_file():
+            raise ConfigError(f"{config_file}: no such config file{_nearest_config(config_file)}")
         # Detectron2's default would run the code that a file with Python tags names.
         _merge(cfg, config_file, lambda: cfg.merge_from_file(str(config_file), allow_unsafe=False))
     opts = list(opts)
@@ -93,6 +96,11 @@ def load_config(
     _settle_device(cfg)
     cfg.freeze()
     return cfg
+
+
+def _nearest_config(path: Path) -> str:
+    shipped = [str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")]
+    return nearest(str(path), shipped)
 
 
 def check_weights_file(cfg: CfgNode) -> None:

@@ -20,6 +20,7 @@ from d2_cityscapes.search.space.plan import (
     named_value,
 )
 from d2_cityscapes.search.space.space import parse_space
+from d2_cityscapes.shipped import find_config
 
 __all__ = ["read_plan"]
 
@@ -61,7 +62,7 @@ def read_plan(source: str | Path, opts: Sequence[str] = (), *, seed: int = 0) ->
     Raises:
         D2CityscapesError: anything that no trial could run with.
     """
-    source = Path(source)
+    source = find_config(source)
     document = _read_document(source)
     try:
         return _checked(_parse(source, document, opts, seed))

@@ -1,0 +1,43 @@
+"""Files that come with the package: configs, and the installer of Detectron2.
+
+In a checkout they stand beside it, where people look for them; in a wheel within it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d2_cityscapes.errors import D2CityscapesError
+
+__all__ = ["CONFIGS", "find_config", "shipped_folder"]
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder that setup.py packs under this path: "configs" or "tools/install_detectron2".
+
+    Raises:
+        D2CityscapesError: the installation is not complete.
+    """
+    for root in (_PACKAGE / "shipped", _PACKAGE.parent):
+        if (root / name).is_dir():
+            return root / name
+    raise D2CityscapesError(f"{_PACKAGE}: {name} is missing; install d2_cityscapes again")
+
+
+CONFIGS = shipped_folder("configs")
+
+
+def find_config(path: str | Path) -> Path:
+    """The file itself, or one of that name in the shipped configs where there is no such file.
+
+    "stage3.yaml" and "configs/stage3.yaml" both mean the shipped one outside of a checkout. A path
+    that is nowhere comes back as it is.
+    """
+    path = Path(path)
+    if path.exists() or path.is_absolute():
+        return path
+    parts = path.parts[1:] if path.parts[:1] == (CONFIGS.name,) else path.parts
+    shipped = CONFIGS.joinpath(*parts)
+    return shipped if shipped.exists() and ".." not in parts else path
