@@ -28,6 +28,7 @@ COMMANDS = {
     "report": ("report", "write the report page of a training"),
     "convert": ("convert_weights", "convert weights from and to other code bases"),
     "benchmark": ("benchmark", "measure this package beside stock Detectron2"),
+    "doctor": ("doctor", "look for what keeps a training from working here"),
     "install-detectron2": ("install_detectron2", "install Detectron2 into this Python"),
 }
 _ASKED = ("-h", "--help")

@@ -15,23 +15,24 @@ _POSTGRESQL = ["psycopg2-binary>=2.9"]
 # what stock Detectron2 needs to read the PNG tree, and a gauge of memory
 _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
 
-# folders of the checkout that a wheel carries: see d2_cityscapes/shipped.py
-_SHIPPED = ["configs", "tools/install_detectron2"]
+# what of the checkout a wheel carries, see d2_cityscapes/shipped.py
+_SHIPPED = ["configs", "constraints.txt", "tools/install_detectron2"]
 
 
 class BuildWithShipped(build_py):
-    """Copies the shipped folders beside the modules, but for an editable installation."""
+    """Copies it beside the modules, but for an editable installation."""
 
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:
-            for folder in _SHIPPED:
+        for path in () if self.editable_mode else _SHIPPED:
+            target = Path(self.build_lib, "d2_cityscapes", "shipped", path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if Path(path).is_dir():
                 shutil.copytree(
-                    folder,
-                    Path(self.build_lib, "d2_cityscapes", "shipped", folder),
-                    ignore=shutil.ignore_patterns("__pycache__"),
-                    dirs_exist_ok=True,
+                    path, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
                 )
+            else:
+                shutil.copyfile(path, target)
 
 
 setup(

@@ -9,24 +9,24 @@ from pathlib import Path
 
 from d2_cityscapes.errors import D2CityscapesError
 
-__all__ = ["CONFIGS", "find_config", "shipped_folder"]
+__all__ = ["CONFIGS", "find_config", "shipped"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def shipped_folder(name: str) -> Path:
-    """The folder that setup.py packs under this path: "configs" or "tools/install_detectron2".
+def shipped(name: str) -> Path:
+    """What setup.py packs under this path: "configs", "constraints.txt", ...
 
     Raises:
         D2CityscapesError: the installation is not complete.
     """
     for root in (_PACKAGE / "shipped", _PACKAGE.parent):
-        if (root / name).is_dir():
+        if (root / name).exists():
             return root / name
     raise D2CityscapesError(f"{_PACKAGE}: {name} is missing; install d2_cityscapes again")
 
 
-CONFIGS = shipped_folder("configs")
+CONFIGS = shipped("configs")
 
 
 def find_config(path: str | Path) -> Path:
