@@ -24,7 +24,7 @@ install: $(ready)  ## create the environment (5.5 GB), with Detectron2 and this 
 $(ready): constraints.txt setup.py tools/install_detectron2.py $(wildcard tools/install_detectron2/*.py)
 	test -x $(python) || { $(PYTHON) -m venv $(VENV) && $(python) -m pip install -q 'pip<=25.3'; }
 	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel torch torchvision
-	$(python) tools/install_detectron2.py
+	$(python) tools/install_detectron2.py --constraint constraints.txt
 	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(python) -m pip install -q --disable-pip-version-check -c constraints.txt pywuffs \
 	  || echo 'pywuffs was not built (it needs a C++ compiler): Pillow decodes PNGs, three times as slowly'

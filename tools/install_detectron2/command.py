@@ -6,7 +6,8 @@ the official main branch, is left alone. Otherwise this downloads the source arc
 the C++ sources are missing), checks its SHA-256, applies the compatibility edits listed in
 edits.py, and installs the result as a pure-Python wheel named `detectron2`. What needs Detectron2's
 compiled extension (rotated boxes, deformable convolution) then says so when it is used;
-everything else works. torch and torchvision must be installed first.
+everything else works. torch and torchvision must be installed first; they and numpy stay as they
+are.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    constraints = Path(__file__).resolve().parents[2] / "constraints.txt"  # where a checkout has it
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,8 +57,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--constraint",
         type=Path,
         metavar="FILE",
-        default=constraints if constraints.is_file() else None,
-        help="constraints file for pip (default: constraints.txt of this checkout)",
+        help="constraints file for pip; PyTorch and numpy stay as they are without one, too",
     )
     options = parser.parse_args(arguments)
     if options.no_install and options.wheel_dir is None:

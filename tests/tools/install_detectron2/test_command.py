@@ -86,14 +86,6 @@ def test_force_replaces_what_is_importable(
     assert "--force-reinstall --no-deps" in pip.commands[-1]
 
 
-def test_constraints_of_the_checkout_are_the_default(
-    capsys, nothing_installed, fake_pip, fake_archive
-):
-    pip = fake_pip(fake_archive, ("install", 0, "", None))
-    _run(capsys)
-    assert f"--constraint {REPOSITORY / 'constraints.txt'}" in pip.commands[-1]
-
-
 def test_install_that_does_not_import_is_an_error(
     capsys, nothing_installed, fake_pip, fake_archive
 ):
