@@ -18,7 +18,7 @@ import torch
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
-__all__ = ["flush_scalars", "put_scalar_later", "read_later"]
+__all__ = ["as_of", "flush_scalars", "put_scalar_later", "read_later"]
 
 _Use = Callable[[list[float]], None]
 
@@ -77,7 +77,7 @@ def flush_scalars(storage: EventStorage, *, wait: bool = False) -> None:
         queue.kept, queue.values = [], []
     for _ in range(len(queue.copies) if wait else before):
         for kept, numbers in queue.copies.popleft().read():
-            with _as_of(storage, kept.iteration, kept.prefix):
+            with as_of(storage, kept.iteration, kept.prefix):
                 kept.use(numbers)
 
 
@@ -122,7 +122,7 @@ _queues: weakref.WeakKeyDictionary[EventStorage, _Queue] = weakref.WeakKeyDictio
 
 
 @contextlib.contextmanager
-def _as_of(storage: EventStorage, iteration: int, prefix: str) -> Iterator[None]:
+def as_of(storage: EventStorage, iteration: int, prefix: str = "") -> Iterator[None]:
     """The storage in another iteration and name scope."""
     now = storage.iter, storage._current_prefix
     storage.iter, storage._current_prefix = iteration, prefix
