@@ -201,6 +201,16 @@ def test_threads_take_part(fake_gpu):
     assert found[0].is_cuda and seen.operations["aten::add"] == 1
 
 
+def test_an_outer_card_sleeps_meanwhile(fake_gpu):
+    outer = torch.ones(3, device="cuda")
+    with FakeCuda(name="Other") as other, other.watch() as seen:
+        assert torch.cuda.get_device_name() == "Other"
+        assert (torch.ones(3, device="cuda") + 1).is_cuda
+    assert torch.cuda.get_device_name() == "Fake GPU"
+    assert outer.is_cuda and (outer + 1).is_cuda and seen.operations["aten::add"] == 1
+
+
+@pytest.mark.no_fake_gpu("it sleeps, and is there")
 def test_nothing_of_it_stays():
     before = (torch.Tensor.to, torch.ones, torch.cuda.is_available, torch.autocast)
     with FakeCuda():

@@ -46,6 +46,7 @@ def _autocast() -> Iterator[tuple[Any, str, Any]]:
 
     for owner in (torch, torch.amp, torch.amp.autocast_mode):
         yield owner, "autocast", Autocast
+    yield torch.cuda.amp, "autocast", functools.partial(Autocast, "cuda")  # Detectron2's trainer
     yield torch, "is_autocast_enabled", lambda device_type="cuda": enabled("cpu")
     yield torch, "get_autocast_dtype", lambda device_type: dtype_of("cpu")
 
