@@ -46,11 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     require_detectron2()
     from d2_cityscapes.engine.checks.config import check_model_config
+    from d2_cityscapes.engine.computing import computing
     from d2_cityscapes.engine.prediction import predict_pictures
     from d2_cityscapes.engine.setup import check_weights_file, load_config
 
     cfg = load_config(args.config_file, args.opts, train=False)
     check_model_config(cfg)
     check_weights_file(cfg)
-    found = predict_pictures(cfg, args.input, args.output)
+    with computing(cfg):
+        found = predict_pictures(cfg, args.input, args.output)
     print(f"{len(found.pictures)} pictures in {args.output}{found.passed_over_text()}")

@@ -130,9 +130,12 @@ def _rounding(cfg: CfgNode) -> list[str]:
         "INPUT.RESIZE_BACKEND torch": cfg.INPUT.RESIZE_BACKEND == "torch",
     }
     found = ", ".join(option for option, on in options.items() if on)
-    if not found:
-        return []
-    return [f"Predictions are the same up to rounding: stock Detectron2 has no {found}"]
+    lines = []
+    if found:
+        lines = [f"Predictions are the same up to rounding: stock Detectron2 has no {found}"]
+    if cfg.INPUT.SIZE_DIVISIBILITY:
+        lines.append("Stock has no INPUT.SIZE_DIVISIBILITY: it differs near the padded edges")
+    return lines
 
 
 def stock_config(cfg: CfgNode, source: str | Path = "config") -> CfgNode:

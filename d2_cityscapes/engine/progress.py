@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import MutableMapping
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, get_event_storage
+
+from d2_cityscapes.engine.devices import peak_memory, total_memory
 
 __all__ = ["ProgressHook", "ProgressPrinter", "progress_text"]
 
@@ -52,8 +53,9 @@ class ProgressHook(HookBase):
             "data_share": min(waiting / total, 1.0),
         }
         device = next(self.trainer.model.parameters()).device
-        if device.type == "cuda":
-            found["gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / _MIB
+        memory = peak_memory(device)
+        if memory is not None:
+            found["gpu_memory_mb"] = memory[0] / _MIB
         storage.put_scalars(**found, smoothing_hint=False)
 
 
@@ -86,6 +88,6 @@ def progress_text(storage: EventStorage) -> str:
         f"data {100 * values['data_share']:.0f} %",
     ]
     if "gpu_memory_mb" in values:
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        parts.append(f"gpu {values['gpu_memory_mb'] / 1024:.1f}/{total / 2**30:.1f} GiB")
+        total = total_memory() / 2**30
+        parts.append(f"gpu {values['gpu_memory_mb'] / 1024:.1f}/{total:.1f} GiB")
     return "  ".join(parts)

@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from d2_cityscapes.data.augmentation import build_augmentation
 from d2_cityscapes.data.loader import STEP, preserved_generators, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.engine.devices import random_state_kept
 from d2_cityscapes.engine.setup import validation_dataset
 from d2_cityscapes.evaluation.shard_evaluator import each_once
 from d2_cityscapes.modeling.freezing.freeze import unwrap
@@ -113,7 +114,6 @@ def _loss_mode(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _all_generators(model: nn.Module) -> Iterator[None]:
     """Put the random generators back as they were, that of the model's GPU too."""
-    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-    devices = [torch.cuda.current_device()] if on_gpu else []
-    with preserved_generators(), torch.random.fork_rng(devices):
+    device = next(model.parameters()).device
+    with preserved_generators(), random_state_kept(device):
         yield
