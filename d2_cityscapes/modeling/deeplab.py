@@ -137,6 +137,7 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
         """
         images = [x["image"].to(self.device) for x in batched_inputs]
         batch = self._padded([(x - self.pixel_mean) / self.pixel_std for x in images], 0.0)
+        logits = self.logits(batch.tensor)
         if self.training:
             return self._losses(logits, self._targets(batched_inputs))
         return [
