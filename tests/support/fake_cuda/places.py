@@ -73,13 +73,13 @@ class Books:
             if len(self.places) > self._limit or self.allocated > self.peak + (1 << 20):
                 self.sweep()
                 self._limit = max(4096, 2 * len(self.places))
-            self.peak = max(self.peak, self.allocated)
 
     def sweep(self) -> None:
-        """Forgets what was freed."""
+        """Forgets what was freed; only what is alive then makes the peak."""
         with self._lock:
             for key in [k for k, (_, ref, _) in self.places.items() if ref.expired()]:
                 self.allocated -= self.places.pop(key)[2]
+            self.peak = max(self.peak, self.allocated)
             for key in [k for k, ref in self.pinned.items() if ref.expired()]:
                 del self.pinned[key]
             for key in [k for k, (ref, *_) in self.in_flight.items() if ref.expired()]:
