@@ -25,6 +25,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from d2_cityscapes.config import plain
+from d2_cityscapes.config_files import config_files
 from d2_cityscapes.convert.files import (
     STEPS,
     ConversionError,
@@ -34,7 +35,7 @@ from d2_cityscapes.convert.files import (
     write_weights,
 )
 from d2_cityscapes.engine.setup import load_config
-from d2_cityscapes.files import check_outputs, write_atomically
+from d2_cityscapes.files import check_not_read, check_outputs, write_atomically
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.record import class_differences
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
@@ -98,6 +99,8 @@ def convert_to_stock(
     _check_paths((input, source), (config, weights))
     tensors, classes = read_checkpoint(input)
     cfg = load_config(source, train=False)
+    anchors = cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE
+    check_not_read((config, weights), [*config_files(source), anchors])
     stock = stock_config(cfg, source)
     stock.MODEL.WEIGHTS = str(weights.resolve())
     if class_differences(classes, CITYSCAPES):
