@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg
+from d2_cityscapes.config_files import config_files
 from d2_cityscapes.data.loader import training_images
 from d2_cityscapes.data.register import has_truth
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
@@ -84,6 +85,8 @@ def load_config(
     if config_file:
         if not Path(config_file).is_file():
             raise ConfigError(f"{config_file}: no such config file")
+        # First, as what they hold is bounded there alone.
+        _merge(cfg, config_file, lambda: config_files(config_file))
         # Detectron2's default would run the code that a file with Python tags names.
         _merge(cfg, config_file, lambda: cfg.merge_from_file(str(config_file), allow_unsafe=False))
     opts = list(opts)
@@ -264,7 +267,7 @@ def _expand_paths(cfg: CfgNode) -> None:
     kmeans.SOURCE = expanded(kmeans.SOURCE)
 
 
-def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], None]) -> None:
+def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], object]) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
