@@ -1,14 +1,15 @@
-"""Clock and memory of the device that is measured, and how exactly it multiplies."""
+"""Clock and memory of the device that is measured."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from d2_cityscapes.engine import devices
+from d2_cityscapes.engine.setup import ConfigError
 
 __all__ = [
     "StepClock",
@@ -18,13 +19,19 @@ __all__ = [
     "memory_peak",
     "memory_start",
     "synchronize",
-    "tf32",
     "warm_up",
 ]
 
 
 def default_device() -> str:
-    """ "cuda" where PyTorch can use a GPU, else "cpu"."""
+    """ "cuda" where there is a GPU, else "cpu".
+
+    Raises:
+        ConfigError: there is one, and PyTorch cannot use it.
+    """
+    reason = devices.unusable_gpu()
+    if reason:
+        raise ConfigError(f"{reason}; CUDA_VISIBLE_DEVICES='' hides it")
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -35,7 +42,7 @@ def is_gpu(device: str) -> bool:
 
 def device_name(device: str) -> str:
     """The card, or "CPU"."""
-    return torch.cuda.get_device_name(device) if is_gpu(device) else "CPU"
+    return devices.device_name(torch.device(device)) if is_gpu(device) else "CPU"
 
 
 def synchronize(device: str) -> None:
@@ -97,17 +104,3 @@ def warm_up(device: str) -> None:
         image = (x @ x).reshape(1, 1, 64, 64).expand(1, 8, 64, 64)
         torch.nn.functional.conv2d(image, weight).sum().backward()
     synchronize(device)
-
-
-@contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether a GPU may multiply float32 numbers as TF32 in the block."""
-    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [flag.allow_tf32 for flag in flags]
-    for flag in flags:
-        flag.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value

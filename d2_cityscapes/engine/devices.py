@@ -78,9 +78,9 @@ def unusable_gpu() -> str:
     if torch.version.cuda is None:
         return f"{there} is built without CUDA: install a build with it {wheel}"
     return (
-        f"{there}, built for CUDA {torch.version.cuda}, cannot use it: {_reason()}. Install a newer "
-        f"driver, or PyTorch for an older CUDA {wheel}; a container has to be started with its "
-        "GPUs (docker run --gpus all)"
+        f"{there}, built for CUDA {torch.version.cuda}, cannot use it: {_reason()}. Install a "
+        f"newer driver, or PyTorch for an older CUDA {wheel}; a container has to be started with "
+        "its GPUs (docker run --gpus all)"
     )
 
 

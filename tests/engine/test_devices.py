@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from d2_cityscapes.benchmark.device import default_device
 from d2_cityscapes.engine import devices
 from d2_cityscapes.engine.setup import ConfigError, check_gpus, load_config
 
@@ -70,6 +71,8 @@ def test_a_gpu_with_an_old_driver_is_no_reason_to_train_on_the_cpu(machine, monk
     assert "Please" not in message
     with pytest.raises(ConfigError, match="--num-gpus 2: this machine has an NVIDIA GPU"):
         check_gpus(2)
+    with pytest.raises(ConfigError, match="this machine has an NVIDIA GPU"):
+        default_device()  # of benchmarks
     assert load_config("", ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
 
 

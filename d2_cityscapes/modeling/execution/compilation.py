@@ -35,8 +35,9 @@ MODES = {
     "max-autotune": True,
     "max-autotune-no-cudagraphs": False,
 }
-# Variants of a part: in training and evaluation, for the first image size and for any, in each
-# phase of MODEL.FREEZE.SCHEDULE. PyTorch stops at 8 and goes on uncompiled.
+# Variants of a part: in training and evaluation, for the first image size and for any, or for each,
+# and in each phase of MODEL.FREEZE.SCHEDULE. PyTorch stops at 8 of all parts together, as it counts
+# by lines of code, and goes on uncompiled.
 _VARIANTS = 64
 
 
@@ -74,8 +75,9 @@ def compile_dense_parts(
         raise D2CityscapesError(
             f"MODEL.COMPILE: {type(model).__name__} has no backbone to compile: set it to False"
         )
-    limits = torch._dynamo.config
-    limits.cache_size_limit = max(limits.cache_size_limit, _VARIANTS)
+    limits, most = torch._dynamo.config, _VARIANTS * len(names)
+    limits.cache_size_limit = max(limits.cache_size_limit, most)
+    limits.accumulated_cache_size_limit = max(limits.accumulated_cache_size_limit, most)
     logging.getLogger("torch._dynamo.convert_frame").addFilter(_say_what_helps)
     for name in names:
         part = model.get_submodule(name)
@@ -137,7 +139,7 @@ def _say_what_helps(record: logging.LogRecord) -> bool:
     """A filter of PyTorch's log that lets all pass, and adds a line where compiling ends."""
     if "recompile_limit" in str(record.args) or "cache_size_limit" in str(record.args):
         logger.warning(
-            "MODEL.COMPILE: %d variants of a part are compiled, and further ones run uncompiled: "
+            "MODEL.COMPILE: %d variants of the parts are compiled, and further ones run uncompiled: "
             "let fewer sizes occur (INPUT.SIZE_DIVISIBILITY, INPUT.MIN_SIZE_TRAIN)",
             torch._dynamo.config.cache_size_limit,
         )

@@ -27,7 +27,7 @@ from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
 def compiler():
     """Each test begins without compiled graphs; PyTorch's limit is as before afterwards."""
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(cache_size_limit=8):
+    with torch._dynamo.config.patch(cache_size_limit=8, accumulated_cache_size_limit=256):
         yield
     torch._dynamo.reset()
 
@@ -146,6 +146,21 @@ def test_padded_sizes_have_one_graph_each():
         assert torch.equal(twin(batch.tensor), model(batch.tensor))
     assert graphs.compiled == 4  # 64 x 96, 64 x 128, 96 x 160, 96 x 192
     assert graphs.ran == 10
+
+
+def test_the_limit_is_for_each_part(monkeypatch):
+    """PyTorch counts the variants of all modules together."""
+    graphs = Graphs()
+    monkeypatch.setattr(compilation, "_VARIANTS", 3)
+    torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 1
+    model = nn.Module()
+    model.backbone, model.sem_seg_head = nn.Conv2d(3, 4, 1), nn.Module()
+    model.sem_seg_head.p2, model.sem_seg_head.p3 = nn.Conv2d(4, 5, 1), nn.Conv2d(4, 6, 1)
+    compile_dense_parts(model, sizes_vary=False, backend=graphs)
+    for height in (16, 24, 32):
+        features = model.backbone(images(height))
+        model.sem_seg_head.p2(features), model.sem_seg_head.p3(features)
+    assert graphs.compiled == graphs.ran == 9
 
 
 def test_what_runs_uncompiled_beyond_the_limit_is_said(caplog, monkeypatch):
