@@ -49,7 +49,7 @@ from d2_cityscapes.engine.computing import (
     refused_in_a_line,
 )
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
-from d2_cityscapes.engine.hooks import FreezeHook
+from d2_cityscapes.engine.hooks import FreezeHook, SettleHook
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
 from d2_cityscapes.engine.precise_bn import repeatable
 from d2_cityscapes.engine.profiling import ProfileHook
@@ -83,6 +83,7 @@ __all__ = ["Trainer", "build_run", "checked_config", "evaluate", "setup", "train
 logger = logging.getLogger(__name__)
 
 _Results = TypeVar("_Results")
+_LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
 
 
 class Trainer(DefaultTrainer):
@@ -272,6 +273,9 @@ class Trainer(DefaultTrainer):
             hooks.insert(place + 1, ProgressHook(images_per_step(self.cfg)))
             hooks.append(MemoryAdviceHook(images_per_step(self.cfg)))
             hooks.append(CallbackHook(after_train=_sign_results))
+        # before checkpoints, evaluations and the writers, and alike on all ranks
+        ends = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD, period, _LOG_PERIOD)
+        hooks.insert(0, SettleHook(ends))
         return hooks
 
     def _unless_failed(self, evaluate: Callable[[], _Results]) -> Callable[[], _Results | None]:
