@@ -31,6 +31,7 @@ __all__ = [
     "check_outputs",
     "expanded",
     "file_below",
+    "file_errors",
     "file_sha256",
     "is_plain_name",
     "lock_folder",
@@ -225,6 +226,26 @@ def file_below(folder: Path, name: str) -> Path:
             "written elsewhere"
         )
     return folder / name
+
+
+@contextlib.contextmanager
+def file_errors(path: str | Path, error_type: type[D2CityscapesError]) -> Iterator[None]:
+    """Turn what keeps the block from reading a file into one line; what it holds is another matter.
+
+    Raises:
+        D2CityscapesError: of `error_type`: missing, too large for the memory, or what the system
+            says.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise error_type(f"{path}: missing") from error
+    except MemoryError as error:
+        raise error_type(f"{path}: too large for the memory of this machine") from error
+    except OSError as error:
+        if error.errno is None:  # of a decoder
+            raise
+        raise error_type(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def file_sha256(path: str | Path) -> str:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import file_errors, write_atomically
 from d2_cityscapes.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -270,16 +270,11 @@ def picture_errors(
 ) -> Iterator[None]:
     """Turn what goes wrong with a picture file inside the block into one line."""
     try:
-        yield
-    except FileNotFoundError as error:
-        raise error_type(f"{path}: missing") from error
-    except MemoryError as error:
-        raise error_type(f"{path}: too large for the memory of this machine") from error
+        with file_errors(path, error_type):
+            yield
     except UnidentifiedImageError as error:
         raise error_type(f"{path}: not a readable {kind}; download or write it again") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise error_type(f"{path}: cannot be read ({error.strerror})") from error
         raise error_type(
             f"{path}: cannot be decoded ({error}); download or write it again"
         ) from error
