@@ -58,7 +58,7 @@ class Kernels(TorchDispatchMode):
             self._check_places(func, name, args, kwargs, cpu)
         self._check_kernel(name, tensors)
         self._count_waits(name, args, kwargs)
-        result = _in_float32(func, args, kwargs) if name in SLOW_IN_HALF else func(*args, **kwargs)
+        result = _computed(func, name, args, kwargs)
         if name not in COPIES or name == "aten::_to_copy":  # of a type or layout: see `move`
             self._enter(result, CUDA)
         return result
@@ -67,7 +67,7 @@ class Kernels(TorchDispatchMode):
         gpu = self.gpu
         if name == "aten::_local_scalar_dense" and tensors:
             gpu.check_read(tensors[0])
-        result = func(*args, **kwargs)
+        result = _computed(func, name, args, kwargs)
         unknown = any(place in UNSETTLED for place in places)
         if unknown and any(p == CPU and t.dim() for p, t in zip(places, tensors, strict=True)):
             return result  # it was a tensor of the CPU
@@ -152,8 +152,10 @@ class Kernels(TorchDispatchMode):
             self.gpu.wait("repeat_interleave")
 
 
-def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:
-    """Computes in float32 and rounds the result."""
+def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """By the CPU's kernel; sums of products in half precision are added in float32 and rounded."""
+    if name not in SLOW_IN_HALF:
+        return func(*args, **kwargs)
     half = [t.dtype for t in tensors_of(args, kwargs) if t.dtype in _HALF]
     if not half:
         return func(*args, **kwargs)
