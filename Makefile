@@ -2,6 +2,8 @@
 VENV ?= .venv
 DEMO ?= demo_output
 PYTHON ?= python3
+# https://download.pytorch.org/whl/cuXXX for PyTorch of another CUDA, where the NVIDIA driver is older than the wheel asks for
+TORCH_INDEX ?=
 python := $(VENV)/bin/python
 ready := $(VENV)/.d2_cityscapes_ready
 # this checkout, whichever one the environment was last used with
@@ -23,7 +25,7 @@ install: $(ready)  ## create the environment (5.5 GB), with Detectron2 and this 
 # Made again only when what is installed changes; the package itself is installed editable.
 $(ready): constraints.txt setup.py tools/install_detectron2.py $(wildcard tools/install_detectron2/*.py)
 	test -x $(python) || { $(PYTHON) -m venv $(VENV) && $(python) -m pip install -q 'pip<=25.3'; }
-	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel torch torchvision
+	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) setuptools wheel torch torchvision
 	$(python) tools/install_detectron2.py --constraint constraints.txt
 	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(python) -m pip install -q --disable-pip-version-check -c constraints.txt pywuffs \

@@ -85,12 +85,23 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
 
     # Compile the dense part (backbone, RPN head, semantic head) with torch.compile.
     cfg.MODEL.COMPILE = False
+    # What torch.compile is told: "default"; "reduce-overhead", which replays CUDA graphs, one for
+    # each size of a batch; "max-autotune", which looks for the fastest kernels, and replays graphs;
+    # "max-autotune-no-cudagraphs". Not with ACCUMULATE_STEPS above 1 where graphs are replayed.
+    # None of it has been run on a GPU yet.
+    cfg.MODEL.COMPILE_MODE = "default"
     # Keep only the inputs of the backbone's stages (res2 to res5) in memory, and compute what lies
     # inside again in the backward pass: less memory, more time, the same gradients.
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
     # Multiply the scale of each frozen batch norm into the weights of the convolution before it
     # instead of into its output: one pass over the map less. The weights stay as they are.
     cfg.MODEL.RESNETS.FOLD_FROZEN_NORM = False
+
+    # Let RPN and ROI heads train without asking the GPU for numbers all the time, twice a step
+    # instead of about 30 times an image, and match anchors in bounded memory. On the CPU the same
+    # to the bit; on a GPU the samplers draw other, equally likely anchors and proposals from the
+    # same seed.
+    cfg.MODEL.WAIT_FREE = False
 
     # Width of the hidden layers of "MLPMaskHead", of which there are NUM_CONV.
     cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
@@ -103,8 +114,19 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # What SOLVER.AMP.ENABLED computes in: "float16", with a gradient scaler, or "bfloat16", without
     # one. Both also on the CPU.
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # Keep images, weights and features in memory pixel by pixel (NHWC) instead of map by map.
+    # Keep images, weights and features in memory pixel by pixel (NHWC) instead of map by map. On a
+    # GPU for models with batch norms, frozen or not: group norm there wants map by map, so that
+    # every map would be turned round before and behind it.
     cfg.SOLVER.CHANNELS_LAST = False
+    # Products of float32 numbers as TF32 on CUDA cards from Ampere on: "all"; "none"; "" for what
+    # PyTorch does, which is: for convolutions, not for matrix products.
+    cfg.SOLVER.TF32 = ""
+    # Let a GPU add in the same order each time, so that the same run gives the same weights bit for
+    # bit (torch.use_deterministic_algorithms), as the CPU does in any case. RoIAlign then runs in
+    # torchvision's Python form, which is slower and takes more memory; the semantic losses of
+    # DeepLabV3Segmentor, SemSegFPNHead and SoftmaxMaskRCNNHead, and the backward pass of RoIPool,
+    # have no such form on CUDA, and end the training in its first step.
+    cfg.SOLVER.DETERMINISTIC = False
     # Update all parameters of the optimizer by one kernel ("fused" in torch.optim).
     cfg.SOLVER.FUSED = False
     # Keep the exponential moving average of the weights and of the statistics of batch norms,
@@ -154,6 +176,12 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # (height, width) that every image is resized to, in training and test, whatever its shape; []
     # for Detectron2's rules of the short edge.
     cfg.INPUT.FIXED_SIZE = []
+    # Pad every batch, in training and test, to multiples of this many pixels instead of those of the
+    # backbone, so that sizes in between become one: MODEL.COMPILE then compiles once for each size
+    # that occurs. It is Detectron2's own padding: masks, boxes, semantic losses and predictions end
+    # at the image, while convolutions and batch norms see it, and anchors in it are background. A
+    # multiple of the backbone's own (32), which divides sizes that shall stay; 0: the backbone's.
+    cfg.INPUT.SIZE_DIVISIBILITY = 0
     # How images of shards are resized: "torch", or "pil" as Detectron2 does it, which is several
     # times slower; the two differ by up to 2 grey levels in about one value of a hundred.
     cfg.INPUT.RESIZE_BACKEND = "torch"

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import linecache
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TextIO
 
 __all__ = [
     "INTERRUPTED",
@@ -23,6 +26,7 @@ __all__ = [
 ]
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+_NOBODY_READS = 141  # exit code of what the end of a pipe stops, as in "command | head"
 _IN_ONE_LINE = 8  # problems
 # Who says what a config has wrong by an assertion, and who is ours.
 _FOREIGN, _OURS = ("detectron2", "fvcore"), __name__.partition(".")[0]
@@ -115,15 +119,48 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process: 0 done, 1 failed with one line.
 
     The details of an error stand above that line. Only `D2CityscapesError` counts as a user's
-    mistake; anything else is a defect of ours and keeps its traceback.
+    mistake; anything else is a defect of ours and keeps its traceback. Where nobody reads the
+    output to its end, as behind ``| head``, the command ends without a word, as others do.
     """
     try:
-        code = main() or 0
+        try:
+            code = _exit_code(main)
+        finally:  # --help leaves by SystemExit
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        code = _NOBODY_READS
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
     except D2CityscapesError as error:
         for line in (*error.details, f"error: {error}"):
             print(line, file=sys.stderr)
-        code = 1
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
-    sys.exit(code)
+        return INTERRUPTED
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout or stderr is a pipe without a reader; what they still hold is dropped."""
+    broken = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
+    for stream in broken:  # or Python tries once more when it ends, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(broken)
+
+
+def _is_broken(stream: TextIO | None) -> bool:
+    if stream is None or not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file behind it
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -24,12 +24,14 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "check_beside",
     "check_file",
     "check_folder",
     "check_not_read",
     "check_outputs",
     "expanded",
     "file_below",
+    "file_errors",
     "file_sha256",
     "is_plain_name",
     "lock_folder",
@@ -83,7 +85,7 @@ def check_outputs(outputs: Sequence[str | Path], inputs: Iterable[str | Path] = 
 
     Args:
         outputs: what it writes.
-        inputs: what it reads; those that are not there do not count.
+        inputs: what it reads, see `check_not_read`.
 
     Raises:
         D2CityscapesError: one that cannot be written, that is written twice, or that is read.
@@ -101,13 +103,40 @@ def check_outputs(outputs: Sequence[str | Path], inputs: Iterable[str | Path] = 
 
 
 def check_not_read(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
-    """Refuse outputs that are an input, by any of its names; see `check_outputs`."""
-    read = {key: path for path in inputs if (key := _identity(path))}
-    for output in outputs:
-        if (key := _identity(output)) in read:
+    """Refuse outputs that are an input, by any of its names.
+
+    Args:
+        outputs: what a command writes.
+        inputs: what it reads; those that are not there do not count. They are looked for only where
+            an output is there.
+
+    Raises:
+        D2CityscapesError: one that is read.
+    """
+    written = {key: path for path in outputs if (key := _identity(path))}
+    for path in inputs if written else ():
+        if (key := _identity(path)) in written:
             raise D2CityscapesError(
-                f"{output}: is read here too (as {read[key]}) and would be overwritten; give the "
+                f"{written[key]}: is read here too (as {path}) and would be overwritten; give the "
                 "output another name"
+            )
+
+
+def check_beside(output: str | Path, *others: str | Path) -> None:
+    """Refuse to overwrite what lies where a command would write beside the file that it was told.
+
+    Where that file is there as well, an earlier run has written both.
+
+    Raises:
+        D2CityscapesError: such a file, of which nobody has spoken.
+    """
+    if Path(output).exists():
+        return
+    for other in others:
+        if Path(other).exists():
+            raise D2CityscapesError(
+                f"{other}: is there, without {output} that it would be written beside; give the "
+                "output another name, or move it away"
             )
 
 
@@ -197,6 +226,26 @@ def file_below(folder: Path, name: str) -> Path:
             "written elsewhere"
         )
     return folder / name
+
+
+@contextlib.contextmanager
+def file_errors(path: str | Path, error_type: type[D2CityscapesError]) -> Iterator[None]:
+    """Turn what keeps the block from reading a file into one line; what it holds is another matter.
+
+    Raises:
+        D2CityscapesError: of `error_type`: missing, too large for the memory, or what the system
+            says.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise error_type(f"{path}: missing") from error
+    except MemoryError as error:
+        raise error_type(f"{path}: too large for the memory of this machine") from error
+    except OSError as error:
+        if error.errno is None:  # of a decoder
+            raise
+        raise error_type(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def file_sha256(path: str | Path) -> str:

@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import write_atomically
+from d2_cityscapes.files import file_errors, write_atomically
 from d2_cityscapes.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "PngKind",
     "check_png",
     "check_size",
+    "comment_of",
     "figure_png",
     "picture_errors",
     "read_header",
@@ -61,6 +63,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_COMMENT = "Comment"  # keyword of a PNG; Pillow calls that of a JPEG "comment"
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 
 
@@ -186,7 +189,7 @@ def turn_of(picture: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_picture(path: Path, pixels: np.ndarray, *, comment: str = "") -> None:
     """Write (H, W, 3) uint8 RGB or (H, W) uint8, uint16 or bool values, whole or not at all.
 
     Bools take one bit a pixel.
@@ -194,11 +197,28 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     Args:
         path: a PNG where it ends in .png, else a JPEG.
         pixels: what is written.
+        comment: goes with it, for `comment_of`.
     """
     buffer = io.BytesIO()
-    kind = {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": 92}
+    kind: dict[str, Any] = {"format": "JPEG", "quality": 92}
+    if path.suffix == ".png":
+        kind = {"format": "PNG", "pnginfo": PngInfo()}
+        if comment:
+            kind["pnginfo"].add_text(_COMMENT, comment)
+    elif comment:
+        kind["comment"] = comment.encode()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **kind)
     write_atomically(path, [buffer.getvalue()])
+
+
+def comment_of(path: Path) -> str:
+    """The comment that `write_picture` wrote with a PNG or JPEG; "" where there is no other."""
+    try:
+        with Image.open(path, formats=["PNG", "JPEG"]) as picture:
+            found = picture.info.get(_COMMENT.lower(), picture.info.get(_COMMENT, b""))
+    except Exception:  # no picture, or a damaged one, which fails in any way
+        return ""
+    return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
 
 def figure_png(figure: Figure) -> bytes:
@@ -250,16 +270,11 @@ def picture_errors(
 ) -> Iterator[None]:
     """Turn what goes wrong with a picture file inside the block into one line."""
     try:
-        yield
-    except FileNotFoundError as error:
-        raise error_type(f"{path}: missing") from error
-    except MemoryError as error:
-        raise error_type(f"{path}: too large for the memory of this machine") from error
+        with file_errors(path, error_type):
+            yield
     except UnidentifiedImageError as error:
         raise error_type(f"{path}: not a readable {kind}; download or write it again") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise error_type(f"{path}: cannot be read ({error.strerror})") from error
         raise error_type(
             f"{path}: cannot be decoded ({error}); download or write it again"
         ) from error

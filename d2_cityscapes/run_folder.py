@@ -15,6 +15,7 @@ __all__ = [
     "PICTURES",
     "RESULTS",
     "evaluation_folder",
+    "written_by_training",
 ]
 
 # Detectron2's: the config as it was read, a JSON object for each log line, the weights behind the
@@ -50,3 +51,10 @@ def evaluation_folder(output_dir: str | Path, datasets: Sequence[str]) -> Path:
     if foreign or any((folder / name).exists() for name in _OF_A_TRAINING):
         return folder / _EVALUATIONS / "+".join(datasets).replace("/", "_")
     return folder
+
+
+def written_by_training(output_dir: str | Path) -> list[Path]:
+    """The files of a folder that a training into it writes anew, checkpoints that are there too."""
+    folder = Path(output_dir)
+    names = (*_OF_A_TRAINING, RESULTS)
+    return [*(folder / name for name in names), *folder.glob("model_*.pth")]

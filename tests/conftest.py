@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+import real_gpu
 from fake_cuda import FakeCuda
 
 from d2_cityscapes.shards.writer import write_shards
@@ -70,6 +71,44 @@ class ArraySource:
 
     def instance_ids(self) -> np.ndarray:
         return self.ids
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fake-gpu", action="store_true", help="run the tests as on a machine with a CUDA GPU"
+    )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The pretended GPU, once the tests have imported what reads the true torch."""
+    if session.config.getoption("--fake-gpu"):
+        gpu = _fake_cuda()
+        session.config.add_cleanup(lambda: gpu.__exit__(None, None, None))
+        gpu.__enter__()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    fake = item.config.getoption("--fake-gpu")
+    for marker in item.iter_markers("no_fake_gpu"):
+        if fake:
+            pytest.skip(f"the pretended GPU cannot do this: {marker.args[0]}")
+    if item.get_closest_marker("gpu") and not (fake or real_gpu.FOUND):
+        pytest.skip("no GPU here; --fake-gpu pretends one")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu_hidden() -> Iterator[None]:
+    """A real GPU is for the tests marked `gpu`."""
+    with real_gpu.hidden():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def gpu_shown(request: pytest.FixtureRequest) -> Iterator[None]:
+    marked = request.node.get_closest_marker("gpu")
+    fake = request.config.getoption("--fake-gpu")
+    with real_gpu.shown() if marked and not fake else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -156,10 +195,16 @@ def call(repository, monkeypatch, capsys):
 @pytest.fixture
 def fake_gpu() -> Iterator[FakeCuda]:
     """A pretended CUDA device for the time of the test."""
-    import d2_cityscapes.engine.trainer  # noqa: F401  (torch.jit.script reads the true torch)
-
-    with FakeCuda() as gpu:
+    with _fake_cuda() as gpu:
         yield gpu
+
+
+def _fake_cuda() -> FakeCuda:
+    """Not entered, but all that reads the true torch is imported: torch.jit.script does."""
+    import d2_cityscapes.engine.prediction
+    import d2_cityscapes.engine.trainer  # noqa: F401
+
+    return FakeCuda()
 
 
 @pytest.fixture(scope="session")

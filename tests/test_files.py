@@ -8,6 +8,7 @@ import pytest
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import (
+    check_beside,
     check_outputs,
     file_below,
     file_sha256,
@@ -163,6 +164,16 @@ def test_no_output_is_an_input(tmp_path):
             check_outputs([tmp_path / "out.json", tmp_path / output], [tmp_path / "none", path])
     check_outputs([tmp_path / "out.json"], [path])
     assert path.read_text() == "{}"
+
+
+def test_what_lies_beside_a_new_output_stays(tmp_path):
+    new, beside = tmp_path / "street.json", tmp_path / "street.png"
+    check_beside(new, beside)
+    beside.touch()
+    with pytest.raises(D2CityscapesError, match=r"street\.png: is there, without .*street\.json"):
+        check_beside(new, tmp_path / "other.png", beside)
+    new.touch()  # of an earlier run, as its neighbour is
+    check_beside(new, beside)
 
 
 def test_no_two_outputs_are_one_file(tmp_path):

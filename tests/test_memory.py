@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from d2_cityscapes.memory import keep_freed_memory
+from d2_cityscapes.memory import is_out_of_memory, keep_freed_memory
 from d2_cityscapes.shards.writer import write_shards
 
 # By default glibc learns to keep one freed array, but not several that lived side by side.
@@ -59,3 +60,17 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         keep_freed_memory.cache_clear()
         keep_freed_memory()
     keep_freed_memory.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_a_gpu_without_memory(error, expected):
+    assert is_out_of_memory(error) is expected

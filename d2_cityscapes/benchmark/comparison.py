@@ -19,6 +19,7 @@ from d2_cityscapes.files import write_atomically, write_json
 
 __all__ = [
     "Comparison",
+    "Value",
     "as_markdown",
     "compare",
     "machine",
@@ -28,6 +29,8 @@ __all__ = [
     "time_in_turn",
     "write_comparisons",
 ]
+
+Value = float | str  # a number, or in words why there is none
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,44 @@ class Comparison:
         ours: our value.
         peer: what it is compared with.
         theirs: the peer's value.
-        ratio: how many times better ours is: above 1 is better for us.
+        ratio: how many times better ours is: above 1 is better for us; None where one of the two
+            is no number, or the one that divides is 0.
     """
 
     measure: str
     unit: str
-    ours: float
+    ours: Value
     peer: str
-    theirs: float
-    ratio: float
+    theirs: Value
+    ratio: float | None
 
 
 def compare(
     measure: str,
     unit: str,
-    ours: float,
-    peers: Mapping[str, float],
+    ours: Value,
+    peers: Mapping[str, Value],
     *,
     higher_is_better: bool = False,
 ) -> list[Comparison]:
     """Our value beside that of each peer."""
     return [
         Comparison(
-            measure, unit, ours, peer, theirs, ours / theirs if higher_is_better else theirs / ours
+            measure,
+            unit,
+            ours,
+            peer,
+            theirs,
+            _ratio(ours, theirs) if higher_is_better else _ratio(theirs, ours),
         )
         for peer, theirs in peers.items()
     ]
+
+
+def _ratio(value: Value, other: Value) -> float | None:
+    if isinstance(value, str) or isinstance(other, str) or other == 0:
+        return None
+    return value / other
 
 
 def reported(
@@ -122,11 +137,15 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     """The comparisons as a table."""
     lines = ["| measure | ours | peer | theirs | ratio |", "|---|---|---|---|---|"]
     lines += [
-        f"| {c.measure} | {c.ours:.4g} {c.unit} | {c.peer} | {c.theirs:.4g} {c.unit} "
-        f"| {c.ratio:.3g}x |"
+        f"| {c.measure} | {_shown(c.ours, c.unit)} | {c.peer} | {_shown(c.theirs, c.unit)} "
+        f"| {'' if c.ratio is None else f'{c.ratio:.3g}x'} |"
         for c in comparisons
     ]
     return "\n".join(lines)
+
+
+def _shown(value: Value, unit: str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g} {unit}"
 
 
 def write_comparisons(

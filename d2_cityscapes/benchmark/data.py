@@ -33,6 +33,7 @@ from d2_cityscapes.benchmark.comparison import (
     reported,
     time_in_turn,
 )
+from d2_cityscapes.benchmark.stock_tree import STOCK, mask_format
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.data.mapper import CityscapesShardMapper
@@ -47,20 +48,13 @@ try:
     from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 except ImportError as _error:  # cv2 and shapely are imported by Detectron2 when it uses them
     raise D2CityscapesError(
-        f"benchmark data: {_error}; it needs Detectron2 0.6 (main's Cityscapes loader does not "
-        "run outside of Meta) and `pip install opencv-python-headless psutil shapely`"
+        f"benchmark data: {_error}; run `pip install opencv-python-headless psutil shapely`"
     ) from _error
 
-__all__ = ["STOCK", "DataBenchmark", "benchmark_data", "load_stock", "mask_format"]
+__all__ = ["DataBenchmark", "benchmark_data"]
 
 BATCH_SIZE = 4
 _NAME = "benchmark_data"
-# Ways in which stock Detectron2 reads the tree: name -> arguments of load_cityscapes_instances.
-STOCK = {
-    "png-polygons": {"from_json": False, "to_polygons": True},
-    "png-rle": {"from_json": False, "to_polygons": False},
-    "json-polygons": {"from_json": True, "to_polygons": True},
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ def _listing(settings: DataBenchmark) -> list[Comparison]:
     images = len(ShardReader(settings.shards, split=settings.split))
     peers = {
         f"load_cityscapes_instances, {name}": partial(
-            load_stock, settings.cityscapes, settings.split, name
+            _load_stock, settings.cityscapes, settings.split, name
         )
         for name in settings.stock
     }
@@ -119,7 +113,7 @@ def _mapping(settings: DataBenchmark) -> list[Comparison]:
     files = {d["file_name"] for d in dicts}
     for name in settings.stock:
         cfg.INPUT.MASK_FORMAT = mask_format(name)
-        stock = load_stock(settings.cityscapes, settings.split, name)
+        stock = _load_stock(settings.cityscapes, settings.split, name)
         stock = [d for d in stock if Path(d["file_name"]).name in files]
         contenders[f"DatasetMapper, {name}"] = (DatasetMapper(cfg, True), stock)
 
@@ -244,7 +238,7 @@ def _loader(settings: DataBenchmark, name: str, workers: int) -> Iterable[list[d
         register_cityscapes_shards(_NAME, settings.shards, split=settings.split)
         return build_train_loader(cfg)
     cfg.INPUT.MASK_FORMAT = mask_format(name)
-    DatasetCatalog.register(_NAME, partial(load_stock, settings.cityscapes, settings.split, name))
+    DatasetCatalog.register(_NAME, partial(_load_stock, settings.cityscapes, settings.split, name))
     MetadataCatalog.get(_NAME).set(thing_classes=[c.name for c in CITYSCAPES.things])
     return build_detection_train_loader(cfg)
 
@@ -264,15 +258,17 @@ def _config(settings: DataBenchmark) -> CfgNode:
     return cfg
 
 
-def mask_format(name: str) -> str:
-    """INPUT.MASK_FORMAT for what one of the ways of `STOCK` gives."""
-    return "polygon" if STOCK[name]["to_polygons"] else "bitmask"
-
-
-def load_stock(cityscapes: Path, split: str, name: str) -> list[dict]:
+def _load_stock(cityscapes: Path, split: str, name: str) -> list[dict]:
     """Dataset dicts of a PNG tree, read by Detectron2 in one of the ways of `STOCK`."""
     folders = (cityscapes / part / split for part in (IMAGE_FOLDER, ANNOTATIONS[split]))
-    return load_cityscapes_instances(*map(str, folders), **STOCK[name])
+    try:
+        return load_cityscapes_instances(*map(str, folders), **STOCK[name])
+    except ModuleNotFoundError as error:
+        raise D2CityscapesError(
+            f"benchmark data: Detectron2's Cityscapes loader ends with {error}: it needs "
+            "Detectron2 0.6 (that of main does not run outside of Meta); the modes train, minidl "
+            "and fusion work with both"
+        ) from error
 
 
 def _fork_workers() -> None:

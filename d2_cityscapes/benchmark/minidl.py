@@ -22,6 +22,7 @@ from d2_cityscapes.benchmark.comparison import (
     size_text,
     time_in_turn,
 )
+from d2_cityscapes.benchmark.device import memory_peak, memory_start, synchronize
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.layers.losses import bootstrapped_cross_entropy
 from d2_cityscapes.layers.mini_dl import MiniDL
@@ -135,11 +136,9 @@ def _head_on_gpu(settings: MiniDLBenchmark) -> list[Comparison]:
     steps = dict(zip(("ours", _PEER), _steps(settings.gpu_image_size, 2, "cuda"), strict=True))
     peaks = {}
     for name, step in steps.items():  # also the first run of each, which is not timed
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before, _ = memory_start("cuda")
         step()
-        peaks[name] = (torch.cuda.max_memory_allocated() - before) / 1e6
+        peaks[name] = (memory_peak("cuda")[0] - before) / 1e6
     seconds = time_in_turn(steps, rounds=max(settings.rounds, _LEAST))
     what = f"semantic head, 2 x {size_text(settings.gpu_image_size)} px, GPU"
     return [
@@ -171,8 +170,7 @@ def _steps(
         losses()["loss_sem_seg"].backward()
         for x in (*features.values(), *head.parameters()):
             x.grad = None
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
 
     return (
         lambda: step(lambda: head(features, targets)[1]),

@@ -8,43 +8,50 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from d2_cityscapes.benchmark.data import load_stock, mask_format
-from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.benchmark.device import StepClock, default_device, device_name, is_gpu, tf32
+from d2_cityscapes.benchmark.stock_tree import mask_format, read_tree
 from d2_cityscapes.data.register import register_cityscapes_shards
 from d2_cityscapes.engine.proposed_objects import objects_proposed
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.trainer import Trainer
 from d2_cityscapes.labels import CITYSCAPES
 
-__all__ = ["Contender", "TrainingBenchmark", "build_contenders", "check_same_work", "datasets"]
+__all__ = [
+    "FAST",
+    "OURS",
+    "STOCK_TREE",
+    "Contender",
+    "Entry",
+    "TrainingBenchmark",
+    "amp",
+    "build",
+    "datasets",
+    "entries",
+    "start_weights",
+]
 
-_STOCK, _OURS = "benchmark_training_stock", "benchmark_training_shards"  # datasets
+STOCK_TREE, OURS = "benchmark_training_stock", "benchmark_training_shards"  # datasets
 _SAME = (  # settings of both sides: what Detectron2 0.6 has too
     "MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.GIOU_WEIGHT", "0.0",
     "MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "MODEL.WEIGHTS", "",
     "SOLVER.OPTIMIZER", "SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR",
     "SOLVER.BASE_LR", "1e-6", "DATASETS.TEST", "()", "TEST.EXPECTED_RESULTS", "[]", "SEED", "1",
 )  # fmt: skip
-_FAST = (
+FAST = (
     "SOLVER.CHANNELS_LAST", "True", "SOLVER.FUSED", "True", "DATALOADER.PREFETCH", "True",
     "MODEL.RESNETS.FOLD_FROZEN_NORM", "True",
 )  # fmt: skip
-# How far losses may lie apart, as parts of them. Rounding may lift a score over another one, which
-# changes what proposals are drawn; two readers differ in resizing, and by a pixel in boxes.
-_TOLERANCE, _TOLERANCE_OF_ROUNDING, _TOLERANCE_OF_READING = 0.02, 0.1, 0.3
-_GREY_LEVELS = 2.0  # mean difference of the pixels of two readers
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,15 @@ class TrainingBenchmark:
         batch: images in a step.
         workers: loader processes of each side; 0 for the process that trains.
         steps: timed in each turn.
-        rounds: turns of each contender; medians over them are reported.
+        rounds: turns of each contender.
         amp: "bfloat16" or "float16" for our mixed precision, "" for none. Detectron2's own is
             float16, on a GPU only.
         compile: MODEL.COMPILE for ours.
         weights: a checkpoint of the model; "" for random ones.
         overrides: KEY VALUE pairs for our side.
+        device: "cpu", "cuda", "cuda:1".
+        profile: look for the share of the time in which a GPU is busy.
+        common: KEY VALUE pairs for both sides, of keys that stock has too.
     """
 
     cityscapes: Path
@@ -85,190 +95,160 @@ class TrainingBenchmark:
     compile: bool = False
     weights: str = ""
     overrides: Sequence[str] = ()
+    device: str = ""
+    profile: bool = True
+    common: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", self.device or default_device())
 
     @property
     def what(self) -> str:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        return f"{self.batch} x {self.height}x{self.width} px, {device}, data included"
+        size = f"{self.batch} x {self.height}x{self.width} px"
+        return f"{size}, {device_name(self.device)}, data included"
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A trainer and how it computes.
+class Entry:
+    """One that takes part.
 
     Attributes:
-        trainer: of either side.
-        autocast: the type of its mixed precision; None without.
-        tf32: whether a GPU may multiply float32 numbers as TF32; set with `autocast`.
-        memory: bytes on the GPU, allocated and reserved, at the worst moment of a step.
+        name: begins with "stock" or "ours", which says whose trainer it is.
+        options: KEY VALUE pairs, the last in force.
+        tf32: whether a GPU may multiply float32 numbers as TF32.
     """
 
-    trainer: DefaultTrainer
-    autocast: torch.dtype | None = None
+    name: str
+    options: tuple[str, ...]
     tf32: bool = False
-    memory: tuple[int, int] = (0, 0)
 
-    def run(self, steps: int) -> None:
-        with _tf32(self.tf32), EventStorage():
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith("ours")
+
+
+class _StockTrainer(DefaultTrainer):
+    def build_writers(self) -> list:
+        return []  # nothing of a benchmark is a run to look at
+
+
+class _OurTrainer(Trainer):
+    def build_writers(self) -> list:
+        return []
+
+
+class Contender:
+    """An entry's trainer at work."""
+
+    def __init__(self, entry: Entry, trainer: DefaultTrainer) -> None:
+        self.entry, self.trainer = entry, trainer
+        self._device = trainer.cfg.MODEL.DEVICE
+
+    def run(self, steps: int) -> tuple[list[float], float | None]:
+        """Train so many steps.
+
+        Returns:
+            Seconds of each step, and the mean of those in which it waited for its batch, where the
+            trainer says.
+        """
+        with tf32(self.entry.tf32), EventStorage() as storage:
+            clock = StepClock(self._device)
             for _ in range(steps):
                 self.trainer.run_step()
                 self.trainer.iter += 1
-            _synchronize()
+                clock.tick()
+            seconds = clock.seconds()
+            waited = storage.histories().get("data_time")
+            return seconds, None if waited is None else waited.global_avg()
 
     def losses(self, images: list[dict]) -> dict[str, float]:
-        device = self.trainer.cfg.MODEL.DEVICE
-        precision = torch.autocast(device, self.autocast, enabled=self.autocast is not None)
+        """Losses by name, of the weights that it has now."""
+        amp = self.trainer.cfg.SOLVER.AMP
+        precision = torch.autocast(
+            torch.device(self._device).type, getattr(torch, amp.DTYPE), enabled=amp.ENABLED
+        )
         torch.manual_seed(0)  # the same proposals are drawn
-        with _tf32(self.tf32), EventStorage(), torch.no_grad(), precision:
+        with tf32(self.entry.tf32), EventStorage(), torch.no_grad(), precision:
             return {name: x.item() for name, x in self.trainer.model(images).items()}
 
 
 @contextlib.contextmanager
 def datasets(settings: TrainingBenchmark) -> Iterator[None]:
     """Both datasets, registered; stock's tree is read once for all of its trainers."""
-    dicts = load_stock(settings.cityscapes, settings.split, settings.stock)
-    DatasetCatalog.register(_STOCK, lambda: dicts)
-    MetadataCatalog.get(_STOCK).set(thing_classes=[c.name for c in CITYSCAPES.things])
-    register_cityscapes_shards(_OURS, settings.shards, split=settings.split)
+    dicts = read_tree(settings.cityscapes, settings.split, settings.stock)
+    DatasetCatalog.register(STOCK_TREE, lambda: dicts)
+    MetadataCatalog.get(STOCK_TREE).set(thing_classes=[c.name for c in CITYSCAPES.things])
+    register_cityscapes_shards(OURS, settings.shards, split=settings.split)
     try:
         yield
     finally:
-        for name in (_STOCK, _OURS):
+        for name in (STOCK_TREE, OURS):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
 
-def build_contenders(
-    settings: TrainingBenchmark, output: str
-) -> tuple[dict[str, Contender], dict[str, Contender]]:
-    """The contenders of stock and of ours by name, all with the same weights.
+def amp(dtype: str) -> tuple[str, ...]:
+    """KEY VALUE pairs of mixed precision: "float16", "bfloat16", or "" for none."""
+    if not dtype:
+        return ("SOLVER.AMP.ENABLED", "False")
+    return ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype)
+
+
+def entries(settings: TrainingBenchmark) -> list[Entry]:
+    """Those that `benchmark_training` compares; the first one is what all have to equal."""
+    fast = (*FAST, "MODEL.COMPILE", str(settings.compile), *settings.overrides)
+    gpu = is_gpu(settings.device)
+    full = "fp32, TF32 off" if gpu else "fp32"
+    found = [Entry(f"stock {full}", amp("")), Entry(f"ours {full}", (*amp(""), *fast))]
+    if gpu:
+        found.append(Entry("stock fp32, TF32 on", amp(""), tf32=True))
+        found.append(Entry("ours fp32, TF32 on", (*amp(""), *fast), tf32=True))
+        if settings.amp:
+            found.append(Entry("stock AMP float16", amp("float16"), tf32=True))
+    if settings.amp:
+        name = f"ours AMP {settings.amp}"
+        found.append(Entry(name, (*amp(settings.amp), *fast), tf32=True))
+    return found
+
+
+def build(
+    settings: TrainingBenchmark, entry: Entry, output: str, weights: Mapping | None
+) -> Contender:
+    """The trainer of an entry.
 
     Args:
         settings: what is compared.
+        entry: who.
         output: a folder for what a trainer writes when it is built.
+        weights: state of the model to begin with; None for the random one of SEED.
     """
-    gpu = torch.cuda.is_available()
-    full = "fp32, TF32 off" if gpu else "fp32"
-    amp, off = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE"), ("SOLVER.AMP.ENABLED", "False")
-    fast = (*_FAST, "MODEL.COMPILE", str(settings.compile), *settings.overrides)
-    first = _build(DefaultTrainer, _config(settings, _STOCK, output, off))
-    weights = first.trainer.model
-    if settings.weights:
-        DetectionCheckpointer(weights).load(settings.weights)
-
-    def build(kind: type[DefaultTrainer], *options: str) -> Contender:
-        dataset = _OURS if kind is Trainer else _STOCK
-        return _build(kind, _config(settings, dataset, output, options), weights)
-
-    stock = {f"stock {full}": first}
-    ours = {f"ours {full}": build(Trainer, *off, *fast)}
-    if gpu:
-        for name, side in (("stock", stock), ("ours", ours)):
-            side[f"{name} fp32, TF32 on"] = replace(side[f"{name} {full}"], tf32=True)
-        if settings.amp:
-            stock["stock AMP float16"] = build(DefaultTrainer, *amp, "float16")
-    if settings.amp:
-        ours[f"ours AMP {settings.amp}"] = build(Trainer, *amp, settings.amp, *fast)
-    return stock, ours
-
-
-def _config(settings: TrainingBenchmark, name: str, output: str, options: Sequence[str]) -> CfgNode:
-    own = [
-        "DATASETS.TRAIN", f"('{name}',)", "OUTPUT_DIR", output,
-        "INPUT.MIN_SIZE_TRAIN", f"({settings.height},)", "INPUT.MAX_SIZE_TRAIN",
-        str(settings.width), "SOLVER.IMS_PER_BATCH", str(settings.batch),
-        "DATALOADER.NUM_WORKERS", str(settings.workers),
-        "MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu",
-        "INPUT.MASK_FORMAT", mask_format(settings.stock),
-    ]  # fmt: skip
-    return load_config(settings.config, [*_SAME, *own, *options], train=False)
-
-
-def _build(
-    kind: type[DefaultTrainer], cfg: CfgNode, weights: torch.nn.Module | None = None
-) -> Contender:
-    """A trainer that has made its first steps, and the memory that these took on a GPU."""
+    kind = _OurTrainer if entry.ours else _StockTrainer
+    cfg = _config(settings, entry, output)
     seed_all_rng(cfg.SEED)
-    before = _gpu_memory(peak=False)
     trainer = kind(cfg)
     if weights is not None:
-        trainer.model.load_state_dict(weights.state_dict())
+        trainer.model.load_state_dict(weights)
     trainer.model.proposal_generator.register_forward_hook(objects_proposed(cfg))
-    autocast = None
-    if cfg.SOLVER.AMP.ENABLED:
-        autocast = getattr(torch, cfg.SOLVER.AMP.DTYPE)
-    contender = Contender(trainer, autocast, tf32=autocast is not None)
-    contender.run(2)
-    allocated, reserved = (a - b for a, b in zip(_gpu_memory(peak=True), before, strict=True))
-    return replace(contender, memory=(allocated, reserved))
+    return Contender(entry, trainer)
 
 
-def check_same_work(
-    settings: TrainingBenchmark, stock: Mapping[str, Contender], ours: Mapping[str, Contender]
-) -> None:
-    """Compare the losses of all contenders: on the same images, and as each side reads them."""
-    start = next(iter(stock.values()))
-    first = next(iter(ours.values()))
-    dicts = DatasetCatalog.get(_OURS)[: settings.batch]
-    by_name = {Path(d["file_name"]).name: d for d in DatasetCatalog.get(_STOCK)}
-    mapper = DatasetMapper(start.trainer.cfg, True)
-    images = [mapper(by_name[Path(d["file_name"]).name]) for d in dicts]
-    own_images = [*map(CityscapesShardMapper(first.trainer.cfg, True), dicts)]
-    for image, own in zip(images, own_images, strict=True):
-        same_size = image["image"].shape == own["image"].shape
-        if not same_size or _difference(image["image"], own["image"]) > _GREY_LEVELS:
-            raise RuntimeError(f"{own['file_name']}: not the image that Detectron2 reads")
-    weights = start.trainer.model.state_dict()
-    for contender in (*stock.values(), *ours.values()):
-        contender.trainer.model.load_state_dict(weights)
-    expected = start.losses(images)
-    for name, contender in ours.items():
-        tolerance = _TOLERANCE_OF_ROUNDING if contender.tf32 else _TOLERANCE
-        _compare_losses(name, contender.losses(images), expected, tolerance)
-    total = {"total": sum(first.losses(own_images).values())}
-    _compare_losses(
-        "images of shards", total, {"total": sum(expected.values())}, _TOLERANCE_OF_READING
-    )
+def start_weights(settings: TrainingBenchmark, output: str) -> dict[str, torch.Tensor]:
+    """What every contender begins with, on the CPU."""
+    cfg = _config(settings, Entry("stock", ("MODEL.DEVICE", "cpu")), output)
+    seed_all_rng(cfg.SEED)
+    model = DefaultTrainer.build_model(cfg)
+    if settings.weights:
+        DetectionCheckpointer(model).load(settings.weights)
+    return {name: x.detach().clone() for name, x in model.state_dict().items()}
 
 
-def _compare_losses(
-    name: str, found: Mapping[str, float], expected: Mapping[str, float], tolerance: float
-) -> None:
-    scale = sum(expected.values())
-    apart = {n: (found.get(n), x) for n, x in expected.items()}
-    for loss, (own, other) in apart.items():
-        if own is None or not abs(own - other) <= tolerance * max(abs(other), 0.1 * scale):
-            raise RuntimeError(f"{name}: {loss} is {own}, of stock Detectron2 {other}")
-
-
-def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return (a.float() - b.float()).abs().mean().item()
-
-
-def _gpu_memory(*, peak: bool) -> tuple[int, int]:
-    """Bytes allocated and reserved: the most since the last call without `peak`, or now."""
-    if not torch.cuda.is_available():
-        return 0, 0
-    if peak:
-        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [flag.allow_tf32 for flag in flags]
-    for flag in flags:
-        flag.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
+def _config(settings: TrainingBenchmark, entry: Entry, output: str) -> CfgNode:
+    own = [
+        "DATASETS.TRAIN", f"('{OURS if entry.ours else STOCK_TREE}',)", "OUTPUT_DIR", output,
+        "INPUT.MIN_SIZE_TRAIN", f"({settings.height},)", "INPUT.MAX_SIZE_TRAIN",
+        str(settings.width), "SOLVER.IMS_PER_BATCH", str(settings.batch),
+        "DATALOADER.NUM_WORKERS", str(settings.workers), "MODEL.DEVICE", settings.device,
+        "INPUT.MASK_FORMAT", mask_format(settings.stock),
+    ]  # fmt: skip
+    opts = [*_SAME, *own, *settings.common, *entry.options]
+    return load_config(settings.config, opts, train=False)

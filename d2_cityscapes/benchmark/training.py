@@ -1,123 +1,112 @@
 """Training steps beside stock Detectron2's: the same model, weights and images, data included.
 
 Stock is Detectron2's `DefaultTrainer` on the PNG tree, ours is `Trainer` on the shards made of it.
-Both are in one process and take turns. A turn begins with steps that are not timed: they use up the
-batches that were prepared while the other side had its turn, and meanwhile the other side's workers
-fill their queues and come to rest. So every timed step pays for its own data, and no worker of the
-other side is at work.
+They take turns, see `turns`.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-import torch
+from d2_cityscapes.benchmark.comparison import Comparison, Value, compare
+from d2_cityscapes.benchmark.device import is_gpu
+from d2_cityscapes.benchmark.trainers import Entry, TrainingBenchmark, datasets, entries
+from d2_cityscapes.benchmark.turns import DOES_NOT_FIT, Turn, Turns
+from d2_cityscapes.errors import D2CityscapesError
 
-from d2_cityscapes.benchmark.comparison import Comparison, compare, reported
-from d2_cityscapes.benchmark.trainers import (
-    Contender,
-    TrainingBenchmark,
-    build_contenders,
-    check_same_work,
-    datasets,
-)
-from d2_cityscapes.engine.profiling import covered, export_trace, gpu_intervals
+__all__ = ["benchmark_training", "trouble_of", "turn_seconds"]
 
-__all__ = ["benchmark_training"]
-
-_QUEUE = 2  # batches that a worker prepares in advance, torch's default
-_Side = Mapping[str, Contender]
+_GIB = 2**30
 
 
 def benchmark_training(
     settings: TrainingBenchmark, *, report: Callable[[Sequence[Comparison]], None]
 ) -> list[Comparison]:
-    """Run all comparisons; ``report`` gets each group of them as soon as it is measured.
+    """Let all contenders take their turns, and compare them.
+
+    What was measured is reported however it ends. A contender that does not fit into the memory of
+    the GPU is a row that says so.
+
+    Args:
+        settings: what is compared.
+        report: gets all comparisons.
 
     Raises:
-        RuntimeError: the sides do not compute the same.
+        D2CityscapesError: contenders that failed or do not compute the same; after ``report``.
     """
-    logging.getLogger("detectron2").setLevel(logging.INFO)  # else its trainer prints everything
-    with datasets(settings), tempfile.TemporaryDirectory() as output:
-        stock, ours = build_contenders(settings, output)
-        check_same_work(settings, stock, ours)
-        measures = (_speed, _memory, _gpu_busy)
-        return reported((measure(settings, stock, ours) for measure in measures), report)
+    everyone = entries(settings)
+    taken: dict[str, list[Turn]] = {}
+    comparisons: list[Comparison] = []
+    with datasets(settings):
+        turns = Turns(settings)
+        try:
+            for number in range(settings.rounds):
+                for entry in everyone:
+                    own = taken.setdefault(entry.name, [])
+                    if not trouble_of(own):
+                        own.append(turns.take(entry, first=number == 0))
+        finally:
+            comparisons = _comparisons(settings, everyone, taken)
+            if comparisons:
+                report(comparisons)
+    problems = [
+        f"{name}: {trouble_of(own)}"
+        for name, own in taken.items()
+        if trouble_of(own) not in ("", DOES_NOT_FIT)
+    ]
+    if problems:
+        raise D2CityscapesError.of_many(problems, "the other comparisons were reported")
+    return comparisons
 
 
-def _speed(settings: TrainingBenchmark, stock: _Side, ours: _Side) -> list[Comparison]:
-    seconds: dict[str, list[float]] = {}
-    for _ in range(settings.rounds):
-        for name, contender in {**stock, **ours}.items():
-            seconds.setdefault(name, []).append(_seconds_per_step(settings, contender))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+def trouble_of(turns: Sequence[Turn]) -> str:
+    """Why a contender has no numbers; "" where it has."""
+    return next((turn.trouble for turn in turns if turn.trouble), "")
+
+
+def turn_seconds(turns: Sequence[Turn]) -> list[float]:
+    """Mean seconds a step of each turn."""
+    return [statistics.mean(turn.seconds) for turn in turns if turn.seconds]
+
+
+def _comparisons(
+    settings: TrainingBenchmark, everyone: Sequence[Entry], taken: Mapping[str, Sequence[Turn]]
+) -> list[Comparison]:
+    shown: list[tuple[str, str, Callable[[Sequence[Turn]], Value], bool]] = [
+        ("training step", "s", _step_seconds, False),
+        ("training", "images/s", lambda turns: settings.batch / _step_seconds(turns), True),
+    ]
+    if is_gpu(settings.device):
+        shown.append(("peak memory allocated", "GiB", lambda turns: _peak(turns, 0), False))
+        shown.append(("peak memory reserved", "GiB", lambda turns: _peak(turns, 1), False))
+        if settings.profile:
+            shown.append((f"GPU busy, {settings.workers} workers", "%", _busy, True))
+    taken = {name: turns for name, turns in taken.items() if turns}
     found = []
-    for name in ours:
-        peers = {peer: medians[peer] for peer in _peers(stock, name)}
-        found += compare(f"training step, {settings.what}, {name}", "s", medians[name], peers)
-        found += compare(
-            f"training, {settings.what}, {name}", "images/s", settings.batch / medians[name],
-            {peer: settings.batch / value for peer, value in peers.items()},
-            higher_is_better=True,
-        )  # fmt: skip
+    for what, unit, value, higher in shown:
+        values = {name: trouble_of(turns) or value(turns) for name, turns in taken.items()}
+        for name in (entry.name for entry in everyone if entry.ours and entry.name in values):
+            peers = {peer: values[peer] for peer in _peers(name, everyone) if peer in values}
+            measure = f"{what}, {settings.what}, {name}"
+            found += compare(measure, unit, values[name], peers, higher_is_better=higher)
     return found
 
 
-def _memory(settings: TrainingBenchmark, stock: _Side, ours: _Side) -> list[Comparison]:
-    if not torch.cuda.is_available():
-        return []
-    found = []
-    for name, contender in ours.items():
-        for i, kind in enumerate(("allocated", "reserved")):
-            peers = {peer: stock[peer].memory[i] / 2**30 for peer in _peers(stock, name)}
-            measure = f"peak memory {kind}, {settings.what}, {name}"
-            found += compare(measure, "GiB", contender.memory[i] / 2**30, peers)
-    return found
+def _step_seconds(turns: Sequence[Turn]) -> float:
+    return statistics.median(turn_seconds(turns))
 
 
-def _gpu_busy(settings: TrainingBenchmark, stock: _Side, ours: _Side) -> list[Comparison]:
-    if not torch.cuda.is_available():
-        return []
-    busy = {name: _busy_share(settings, contender) for name, contender in {**stock, **ours}.items()}
-    found = []
-    for name in ours:
-        peers = {peer: busy[peer] for peer in _peers(stock, name)}
-        measure = f"GPU busy, {settings.workers} workers, {settings.what}, {name}"
-        found += compare(measure, "%", busy[name], peers, higher_is_better=True)
-    return found
+def _peak(turns: Sequence[Turn], kind: int) -> float:
+    return max(turn.memory[kind] for turn in turns) / _GIB
 
 
-def _peers(stock: _Side, name: str) -> list[str]:
+def _busy(turns: Sequence[Turn]) -> Value:
+    found = [turn.busy for turn in turns if turn.busy is not None]
+    return found[0] if found else "the profiler saw no kernel"
+
+
+def _peers(name: str, everyone: Sequence[Entry]) -> list[str]:
     """Full precision beside the same, mixed precision beside all of stock."""
-    same = name.replace("ours", "stock")
-    return list(stock) if "AMP" in name else [same]
-
-
-def _seconds_per_step(settings: TrainingBenchmark, contender: Contender) -> float:
-    contender.run(_settling(settings))
-    started = time.perf_counter()
-    contender.run(settings.steps)
-    return (time.perf_counter() - started) / settings.steps
-
-
-def _busy_share(settings: TrainingBenchmark, contender: Contender) -> float:
-    """Percent of the time in which some kernel runs."""
-    contender.run(_settling(settings))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        started = time.perf_counter()
-        contender.run(settings.steps)
-        seconds = time.perf_counter() - started
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json.gz"
-        export_trace(profiler, path)
-        return 100 * covered(gpu_intervals(path)) / 1e6 / seconds
-
-
-def _settling(settings: TrainingBenchmark) -> int:
-    """Steps that use up all batches that were prepared before; see the top."""
-    return _QUEUE * settings.workers + 2 if settings.workers else 1
+    stock = [entry.name for entry in everyone if not entry.ours]
+    return stock if "AMP" in name else [name.replace("ours", "stock")]

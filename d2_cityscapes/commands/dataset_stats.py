@@ -52,11 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     from d2_cityscapes.data import ShardReader
-    from d2_cityscapes.files import write_atomically
+    from d2_cityscapes.files import check_outputs, write_atomically
     from d2_cityscapes.shards.reader import built_in_table
     from d2_cityscapes.shards.statistics import dataset_statistics, plot_statistics
     from d2_cityscapes.shards.statistics_text import format_statistics
 
+    names = ("statistics.json", "statistics.png") if args.output else ()
+    outputs = [args.output / name for name in names]
+    check_outputs(outputs)
     partitions = sorted(set(args.partitions)) if args.partitions else None
     table = LABEL_TABLES[args.labels] if args.labels else built_in_table(args.shards)
     reader = ShardReader(args.shards, split=args.split, partitions=partitions, table=table)
@@ -67,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         title += f", partitions {' '.join(map(str, partitions))}"
     print(f"{title} of {args.shards}\n")
     print(format_statistics(statistics))
-    if args.output:
+    if outputs:
+        as_json, plot = outputs
         source = {"shards": str(args.shards), "split": args.split, "partitions": partitions}
         content = json.dumps({"source": source, **statistics.to_dict()}, indent=2)
-        write_atomically(args.output / "statistics.json", [content.encode(), b"\n"])
-        plot_statistics(args.output / "statistics.png", statistics, title)
-        print(f"\nwrote {args.output / 'statistics.json'} and {args.output / 'statistics.png'}")
+        write_atomically(as_json, [content.encode(), b"\n"])
+        plot_statistics(plot, statistics, title)
+        print(f"\nwrote {as_json} and {plot}")

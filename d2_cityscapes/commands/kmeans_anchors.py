@@ -15,6 +15,7 @@ ratios for each feature level.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,14 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes import register_components
 
     register_components()
+    from d2_cityscapes.config_files import config_files
+    from d2_cityscapes.data.register import shard_files
     from d2_cityscapes.engine.checks.values import check_values
     from d2_cityscapes.engine.setup import load_config
-    from d2_cityscapes.files import check_outputs
+    from d2_cityscapes.files import check_beside, check_outputs
     from d2_cityscapes.modeling.anchors.generator import fit_anchors
 
     cfg = load_config(args.config_file, args.opts)
     check_values(cfg)
-    check_outputs([args.output, args.output.with_suffix(".png")], [args.config_file])
+    plot = args.output.with_suffix(".png")
+    inputs = itertools.chain(config_files(args.config_file), shard_files(cfg.DATASETS.TRAIN))
+    check_outputs([args.output, plot], inputs)
+    check_beside(args.output, plot)
     found = fit_anchors(cfg, args.output)
     print(f"{found.num_boxes} boxes of {', '.join(found.datasets)}, resized by {found.resize}")
     print("sizes [px]     ", *(f"{size:.1f}" for size in found.anchors.sizes))
@@ -63,4 +69,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{name:<16}{quality.mean_best_iou:>14.3f}{quality.recall_50:>12.3f}"
             f"{quality.recall_70:>12.3f}"
         )
-    print(f"wrote {args.output} and {args.output.with_suffix('.png')}")
+    print(f"wrote {args.output} and {plot}")

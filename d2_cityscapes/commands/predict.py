@@ -3,11 +3,12 @@
 OUTPUT receives <name>_drawn.jpg and <name>_instanceIds.png, 16-bit: label_id * 1000 + k for an
 instance, the plain label id for other pixels, as in Cityscapes. A model of instances leaves the
 rest 0. Both have the size of the picture as viewers show it, turned by its EXIF orientation; 16
-bits are scaled to 8. A rerun predicts everything anew.
+bits are scaled to 8. A rerun predicts everything anew; files of these names that are not of this
+command, which marks its own by a comment in them, are never overwritten.
 
 Of a folder, and those below it, PNG, JPEG, BMP, WebP and TIFF are predicted. Passed over, and
 counted in the end, are files of other kinds, those with a dot in front, and *_drawn.jpg and
-*_instanceIds.png of an earlier run (in OUTPUT, or side by side). Damaged pictures do not stop the
+*_instanceIds.png of an earlier run (marked, or side by side). Damaged pictures do not stop the
 others; they are named in the end, and the exit code is 1.
 
 Overrides follow as KEY VALUE pairs; config.yaml of a run names the weights that the run began with,
@@ -46,11 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     register_components()
     from d2_cityscapes.engine.checks.config import check_model_config
+    from d2_cityscapes.engine.computing import computing
     from d2_cityscapes.engine.prediction import predict_pictures
     from d2_cityscapes.engine.setup import check_weights_file, load_config
 
     cfg = load_config(args.config_file, args.opts, train=False)
     check_model_config(cfg)
     check_weights_file(cfg)
-    found = predict_pictures(cfg, args.input, args.output)
+    with computing(cfg):
+        found = predict_pictures(cfg, args.input, args.output)
     print(f"{len(found.pictures)} pictures in {args.output}{found.passed_over_text()}")

@@ -65,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     register_components()
+    from d2_cityscapes.config_files import files_read
+    from d2_cityscapes.files import check_outputs
     from d2_cityscapes.search.errors import SearchError
-    from d2_cityscapes.search.findings.best import write_best
+    from d2_cityscapes.search.findings.best import BEST, write_best
     from d2_cityscapes.search.findings.confirm import run_again
     from d2_cityscapes.search.findings.confirm_table import (
         ConfirmedTrial,
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         top_trials,
     )
     from d2_cityscapes.search.findings.importance import importances
-    from d2_cityscapes.search.findings.report import write_search_report
+    from d2_cityscapes.search.findings.report import report_files, write_search_report
     from d2_cityscapes.search.findings.summary import summary
     from d2_cityscapes.search.preflight.preflight import check_reach
     from d2_cityscapes.search.run import run_search
@@ -105,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.storage or own.exists():
         known = check_study(plan, storage=storage, study_name=name)
     check_folder(args.output_dir, known)
+    check_outputs(
+        [args.output_dir / BEST, *report_files(args.output_dir)],
+        [args.config_file, *files_read(plan.base, plan.unsampled)],
+    )
     print("checking that every parameter reaches what trains ...", flush=True)
     for parameter, paths in check_reach(plan, allow_unused=args.allow_unused).items():
         print(f"  {parameter} acts on {', '.join(paths)}")

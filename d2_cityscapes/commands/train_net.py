@@ -39,12 +39,16 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
+    from d2_cityscapes.engine.computing import computing
     from d2_cityscapes.engine.dry_run import dry_run
     from d2_cityscapes.engine.trainer import checked_config
 
     processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))  # of torchrun
     if int(os.environ.get("RANK", 0)) == 0:
-        print(dry_run(checked_config(args), processes=processes).table())
+        cfg = checked_config(args)
+        with computing(cfg):
+            found = dry_run(cfg, processes=processes)
+        print(found.table())
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

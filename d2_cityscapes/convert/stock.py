@@ -25,6 +25,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from d2_cityscapes.config import plain
+from d2_cityscapes.config_files import config_files
 from d2_cityscapes.convert.files import (
     STEPS,
     counted,
@@ -34,7 +35,7 @@ from d2_cityscapes.convert.files import (
 )
 from d2_cityscapes.convert.kinds import ConversionError
 from d2_cityscapes.engine.setup import load_config
-from d2_cityscapes.files import check_outputs, write_atomically
+from d2_cityscapes.files import check_not_read, check_outputs, write_atomically
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.record import class_differences
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
@@ -98,6 +99,8 @@ def convert_to_stock(
     _check_paths((input, source), (config, weights))
     tensors, classes = read_checkpoint(input)
     cfg = load_config(source, train=False)
+    anchors = cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE
+    check_not_read((config, weights), [*config_files(source), anchors])
     stock = stock_config(cfg, source)
     stock.MODEL.WEIGHTS = str(weights.resolve())
     if class_differences(classes, CITYSCAPES):
@@ -130,9 +133,12 @@ def _rounding(cfg: CfgNode) -> list[str]:
         "INPUT.RESIZE_BACKEND torch": cfg.INPUT.RESIZE_BACKEND == "torch",
     }
     found = ", ".join(option for option, on in options.items() if on)
-    if not found:
-        return []
-    return [f"Predictions are the same up to rounding: stock Detectron2 has no {found}"]
+    lines = []
+    if found:
+        lines = [f"Predictions are the same up to rounding: stock Detectron2 has no {found}"]
+    if cfg.INPUT.SIZE_DIVISIBILITY:
+        lines.append("Stock has no INPUT.SIZE_DIVISIBILITY: it differs near the padded edges")
+    return lines
 
 
 def stock_config(cfg: CfgNode, source: str | Path = "config") -> CfgNode:

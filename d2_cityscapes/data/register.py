@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import expanded
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
 from d2_cityscapes.shards.file import PREPARE, ShardError
-from d2_cityscapes.shards.reader import ShardReader
+from d2_cityscapes.shards.reader import INDEX_NAME, ShardReader
 from d2_cityscapes.sources.names import SPLITS, TEST_SPLIT, image_name
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "label_table_of",
     "load_shards",
     "register_cityscapes_shards",
+    "shard_files",
 ]
 
 # Partitions that have a name of their own, whether or not a folder has as many.
@@ -112,6 +113,17 @@ def label_table_of(names: Sequence[str]) -> LabelTable:
         found = ", ".join(f"{name} ({table.name})" for name, table in tables.items())
         raise D2CityscapesError(f"DATASETS: {found} have other classes; use them one at a time")
     return next(iter(tables.values()), CITYSCAPES)
+
+
+def shard_files(names: Sequence[str]) -> Iterator[Path]:
+    """The files that registered datasets are read from: their shards, and index.json beside them.
+
+    Other datasets, and names that are not registered, have none.
+    """
+    known = [name for name in names if name in DatasetCatalog.list()]
+    shards = {Path(d["shard"]) for name in known for d in DatasetCatalog.get(name) if "shard" in d}
+    yield from shards
+    yield from {shard.with_name(INDEX_NAME) for shard in shards}
 
 
 def load_shards(

@@ -36,11 +36,15 @@ def distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
     Buffers are not exchanged: batch norms have the statistics of their own rank.
 
     Raises:
-        ConfigError: norms that this device cannot compute over several processes.
+        ConfigError: a device that one process alone can train on, or norms that it cannot compute
+            over several.
     """
     if comm.get_world_size() == 1:
         return model
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    kind = torch.device(cfg.MODEL.DEVICE).type
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"MODEL.DEVICE {kind}: several processes train on cuda or cpu only")
+    on_gpu = kind == "cuda"
     if not on_gpu and any(isinstance(layer, nn.SyncBatchNorm) for layer in model.modules()):
         raise ConfigError(
             "norm SyncBN works over several processes on GPUs only: on the CPU use naiveSyncBN"

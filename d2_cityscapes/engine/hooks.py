@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -24,7 +24,7 @@ from d2_cityscapes.modeling.freezing.freeze import (
 from d2_cityscapes.modeling.freezing.guard import await_schedule, keep_in_eval
 from d2_cityscapes.modeling.freezing.state import checksums, frozen_tensors, norm_layers
 
-__all__ = ["FreezeHook"]
+__all__ = ["FreezeHook", "SettleHook"]
 
 logger = logging.getLogger(__name__)
 
@@ -153,3 +153,21 @@ class FreezeHook(HookBase):
     def _checksums(self, layers: Sequence[str]) -> dict[str, str]:
         model = self.trainer.model
         return checksums(frozen_tensors(model, layers, norm_statistics=self._norm_eval))
+
+
+class SettleHook(HookBase):
+    """Settles the steps so far (`TrainingStep.settle`) before anything is made of them.
+
+    It comes first of all hooks, on all ranks.
+
+    Args:
+        periods: iterations between two checkpoints, evaluations or lines of the log; 0 for none.
+    """
+
+    def __init__(self, periods: Iterable[int]) -> None:
+        self._periods = [period for period in periods if period > 0]
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or any(done % period == 0 for period in self._periods):
+            self.trainer._trainer.settle()

@@ -35,6 +35,8 @@ _ACT_ELSEWHERE = (
     "MODEL.WEIGHTS_EXCLUDE",
     "MODEL.FROM_SCRATCH",
     "MODEL.ANCHOR_GENERATOR.KMEANS.*",  # of tools/kmeans_anchors.py, which fills in the anchors
+    "SOLVER.TF32",
+    "SOLVER.DETERMINISTIC",
     "SOLVER.REFERENCE_WORLD_SIZE",
     "SOLVER.EPOCHS.*",  # made iterations when the config is read
     "TEST.EXPECTED_RESULTS",
@@ -61,6 +63,7 @@ _ACT_WITH: tuple[tuple[str, str, Callable[[CfgNode], bool]], ...] = (
         "SOLVER.CLIP_GRADIENTS.ENABLED True",
         _on("SOLVER.CLIP_GRADIENTS.ENABLED"),
     ),
+    ("MODEL.COMPILE_MODE", "MODEL.COMPILE True", _on("MODEL.COMPILE")),
     ("SOLVER.AMP.DTYPE", "SOLVER.AMP.ENABLED True", _on("SOLVER.AMP.ENABLED")),
     (
         "SOLVER.PLATEAU.*",

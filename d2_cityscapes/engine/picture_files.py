@@ -18,19 +18,22 @@ import numpy as np
 from PIL import Image
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.png import picture_errors, turn_of
+from d2_cityscapes.png import comment_of, picture_errors, turn_of
 from d2_cityscapes.sources.names import IDS_SUFFIX, PICTURES
 
 __all__ = [
     "DRAWN_SUFFIX",
     "ENDINGS",
+    "MARK",
     "FoundPictures",
     "PictureError",
     "find_pictures",
+    "is_drawn",
     "read_picture",
 ]
 
 DRAWN_SUFFIX = "_drawn.jpg"
+MARK = "made by d2_cityscapes tools/predict.py"  # a comment in every drawing and map
 ENDINGS = (
     *PICTURES,
     ".bmp",
@@ -67,16 +70,20 @@ class FoundPictures(NamedTuple):
         return f"; passed over: {counts}" if counts else ""
 
 
-def find_pictures(inputs: Sequence[Path], output: Path | None = None) -> FoundPictures:
+def is_drawn(path: Path) -> bool:
+    """Whether a drawing or map was written by this command, which may write it anew."""
+    return comment_of(path) == MARK
+
+
+def find_pictures(inputs: Sequence[Path]) -> FoundPictures:
     """Pictures, and those in folders and below.
 
     Of a folder are passed over: files of other kinds, those with a dot in front (or in a folder
     that has), and what an earlier run of the command wrote, that is <name>_drawn.jpg and
-    <name>_instanceIds.png below ``output`` or side by side. A file that is named itself is taken.
+    <name>_instanceIds.png with its mark, or side by side. A file that is named itself is taken.
 
     Args:
         inputs: files and folders.
-        output: where drawings and maps are written.
 
     Raises:
         PictureError: a missing input, or two pictures of one name.
@@ -91,7 +98,7 @@ def find_pictures(inputs: Sequence[Path], output: Path | None = None) -> FoundPi
         for path in sorted(source.rglob("*")):
             if path.is_dir():
                 continue
-            why = _passed_over(path, path.relative_to(source), output)
+            why = _passed_over(path, path.relative_to(source))
             if why:
                 found.passed_over[why] += 1
             else:
@@ -124,7 +131,7 @@ def read_picture(path: Path) -> np.ndarray:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _passed_over(path: Path, below: Path, output: Path | None) -> str:
+def _passed_over(path: Path, below: Path) -> str:
     """Why a file of a folder is no picture to predict; "" where it is one."""
     if any(part.startswith(".") for part in below.parts):
         return "with a dot in front"
@@ -133,8 +140,7 @@ def _passed_over(path: Path, below: Path, output: Path | None) -> str:
     for own, other in ((DRAWN_SUFFIX, IDS_SUFFIX), (IDS_SUFFIX, DRAWN_SUFFIX)):
         if path.name.endswith(own):
             twin = path.with_name(f"{path.name.removesuffix(own)}{other}")
-            in_output = output is not None and path.resolve().is_relative_to(output.resolve())
-            if in_output or twin.is_file():
+            if twin.is_file() or is_drawn(path):
                 return "drawn by this command"
     return ""
 

@@ -6,7 +6,7 @@ Shape letters: H, W pixels of a picture.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
 from d2_cityscapes.engine.picture_files import (
     DRAWN_SUFFIX,
     ENDINGS,
+    MARK,
     FoundPictures,
     PictureError,
     find_pictures,
+    is_drawn,
     read_picture,
 )
 from d2_cityscapes.engine.setup import ConfigError
@@ -79,16 +81,17 @@ def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> Foun
     Args:
         cfg: of the model, with its trained MODEL.WEIGHTS.
         inputs: pictures, and folders of them; see `find_pictures`.
-        output: folder, made if need be. What is there of the same names is written anew.
+        output: folder, made if need be. What an earlier call wrote there is written anew.
 
     Returns:
         The pictures, all of them predicted, and what was passed over.
 
     Raises:
         D2CityscapesError: pictures, weights or config that cannot be used; an output that cannot be
-            written, or is one of the inputs; in the end, pictures that could not be read.
+            written, is one of the inputs, or would replace a file of other origin; in the end,
+            pictures that could not be read.
     """
-    found = find_pictures(inputs, output)
+    found = find_pictures(inputs)
     if len(found.pictures) == 0:
         raise PictureError(
             f"{', '.join(map(str, inputs))}: no {', '.join(ENDINGS)} file{found.passed_over_text()}"
@@ -96,6 +99,7 @@ def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> Foun
     check_folder(output)
     places = {name: _places(output, name) for name in found.pictures}
     check_not_read(itertools.chain.from_iterable(places.values()), found.pictures.values())
+    _check_own(places)
     predictor = Predictor(cfg)
     damaged = []
     for name, path in tqdm(found.pictures.items(), desc="predicting", unit="image"):
@@ -107,7 +111,7 @@ def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> Foun
         ids = ids_of_output(predictor(image), predictor.table)
         drawn = draw_instance_ids(image, ids, predictor.table, width=image.shape[1])
         for place, pixels in zip(places[name], (drawn, ids.astype(np.uint16)), strict=True):
-            write_picture(place, pixels)
+            write_picture(place, pixels, comment=MARK)
     if damaged:
         count = len(found.pictures) - len(damaged)
         raise PictureError.of_many(
@@ -115,6 +119,18 @@ def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> Foun
             f"{count} of {len(found.pictures)} pictures are in {output}{found.passed_over_text()}",
         )
     return found
+
+
+def _check_own(places: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse to write over what is there and not of an earlier call."""
+    written = itertools.chain.from_iterable(places.values())
+    others = [f"{path} is not of this command" for path in written if _is_foreign(path)]
+    if others:
+        raise PictureError.of_many(others, "move it away, or name another folder to write to")
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.exists() and not is_drawn(path)
 
 
 def _places(output: Path, name: str) -> tuple[Path, Path]:

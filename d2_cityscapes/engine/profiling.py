@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from detectron2.engine import HookBase
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
+from d2_cityscapes.engine.devices import accelerator_in_use
 from d2_cityscapes.files import write_atomically
 
 __all__ = ["ProfileHook", "covered", "export_trace", "gpu_intervals"]
@@ -44,11 +44,8 @@ class ProfileHook(HookBase):
         self._profiler: profile | None = None
 
     def before_train(self) -> None:
-        activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(ProfilerActivity.CUDA)
         self._profiler = profile(
-            activities=activities,
+            activities=supported_activities(),
             schedule=schedule(wait=_WAIT, warmup=_WARMUP, active=self._steps, repeat=1),
         )
         self._profiler.start()
@@ -56,8 +53,9 @@ class ProfileHook(HookBase):
     def after_step(self) -> None:
         if self._profiler is None:
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what this step has queued belongs to it
+        accelerator = accelerator_in_use()
+        if accelerator is not None:
+            accelerator.synchronize()  # what this step has queued belongs to it
         self._recorded = self.trainer.iter + 1 - self.trainer.start_iter - _WAIT - _WARMUP
         ends = self.trainer.iter + 1 >= self.trainer.max_iter  # before the last evaluation
         if self._recorded == self._steps or ends:
@@ -80,7 +78,8 @@ class ProfileHook(HookBase):
             )
             return
         export_trace(profiler, self._output / "trace.json.gz")
-        order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        beside = supported_activities() - {ProfilerActivity.CPU}
+        order = "self_device_time_total" if beside else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=_ROWS)
         write_atomically(self._output / "operators.txt", [table.encode()])
         few = f" of the {self._steps} asked for" if self._recorded < self._steps else ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import MutableMapping
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, get_event_storage
+
+from d2_cityscapes.engine.devices import peak_memory, total_memory
 
 __all__ = ["ProgressHook", "ProgressPrinter", "progress_text"]
 
@@ -35,26 +35,35 @@ class ProgressHook(HookBase):
     """
 
     def __init__(self, images: int, *, window: int = 20) -> None:
-        self._images = images
-        self._steps: deque[tuple[float, float]] = deque(maxlen=window)  # (time, data_time), seconds
+        self._images, self._window = images, window
 
     def after_step(self) -> None:
         storage = self.trainer.storage
-        latest = storage.latest()
-        seconds, at = latest.get("time", (0.0, None))
-        if at != storage.iter or seconds <= 0:
+        seconds = self._last(storage, "time")
+        total = sum(seconds.values())
+        if storage.iter not in seconds or total <= 0:
             return
-        self._steps.append((seconds, latest.get("data_time", (0.0, at))[0]))
-        total, waiting = map(sum, zip(*self._steps, strict=True))
+        # of the newest steps it may not have arrived yet, see `TrainingStep`
+        waited = self._last(storage, "data_time")
+        known = sum(seconds[step] for step in seconds.keys() & waited.keys())
+        waiting = sum(waited[step] for step in seconds.keys() & waited.keys())
         found = {
-            "iterations_per_second": len(self._steps) / total,
-            "images_per_second": len(self._steps) * self._images / total,
-            "data_share": min(waiting / total, 1.0),
+            "iterations_per_second": len(seconds) / total,
+            "images_per_second": len(seconds) * self._images / total,
+            "data_share": min(waiting / known, 1.0) if known else 0.0,
         }
         device = next(self.trainer.model.parameters()).device
-        if device.type == "cuda":
-            found["gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / _MIB
+        memory = peak_memory(device)
+        if memory is not None:
+            found["gpu_memory_mb"] = memory[0] / _MIB
         storage.put_scalars(**found, smoothing_hint=False)
+
+    def _last(self, storage: EventStorage, name: str) -> dict[int, float]:
+        """The last values of a scalar by iteration."""
+        if name not in storage.histories():
+            return {}
+        values = storage.history(name).values()[-self._window :]
+        return {iteration: value for value, iteration in values}
 
 
 class ProgressPrinter(CommonMetricPrinter):
@@ -86,6 +95,6 @@ def progress_text(storage: EventStorage) -> str:
         f"data {100 * values['data_share']:.0f} %",
     ]
     if "gpu_memory_mb" in values:
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        parts.append(f"gpu {values['gpu_memory_mb'] / 1024:.1f}/{total / 2**30:.1f} GiB")
+        total = total_memory() / 2**30
+        parts.append(f"gpu {values['gpu_memory_mb'] / 1024:.1f}/{total:.1f} GiB")
     return "  ".join(parts)

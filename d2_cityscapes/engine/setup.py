@@ -15,8 +15,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg
+from d2_cityscapes.config_files import config_files
 from d2_cityscapes.data.loader import training_images
 from d2_cityscapes.data.register import has_truth
+from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
 from d2_cityscapes.shipped import CONFIGS, find_config
@@ -63,8 +65,9 @@ def load_config(
     after FILTER_EMPTY_ANNOTATIONS, where it acts, and RANDOM_SUBSET_RATIO, each counted once
     whatever the sampler repeats.
 
-    Without a usable GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED, which was made
-    for the GPU, False; each with a logged line. Where MODEL.DEVICE says "cpu" it stays as it is.
+    Without a GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED, which was made for the
+    GPU, False; each with a logged line. A GPU that PyTorch cannot use is an error, see
+    `unusable_gpu`. Where MODEL.DEVICE says "cpu" it stays as it is.
 
     Args:
         config_file: YAML file, with ``_BASE_`` as in Detectron2, here or among the shipped ones
@@ -76,7 +79,8 @@ def load_config(
         A frozen config.
 
     Raises:
-        ConfigError: missing file, unknown key (with the nearest names), or a value of a wrong type.
+        ConfigError: missing file, unknown key (with the nearest names), a value of a wrong type, or
+            a MODEL.DEVICE that cannot be used.
         D2CityscapesError: lengths in epochs of a dataset that cannot be read.
     """
     cfg = get_cfg()
@@ -84,6 +88,8 @@ def load_config(
         config_file = find_config(config_file)
         if not config_file.is_file():
             raise ConfigError(f"{config_file}: no such config file{_nearest_config(config_file)}")
+        # First, as what they hold is bounded there alone.
+        _merge(cfg, config_file, lambda: config_files(config_file))
         # Detectron2's default would run the code that a file with Python tags names.
         _merge(cfg, config_file, lambda: cfg.merge_from_file(str(config_file), allow_unsafe=False))
     opts = list(opts)
@@ -181,7 +187,8 @@ def check_gpus(num_gpus: int) -> None:
     """Refuse ``--num-gpus`` above what this machine has; 1 means the CPU where there is none."""
     available = torch.cuda.device_count()
     if num_gpus > max(available, 1):
-        raise ConfigError(f"--num-gpus {num_gpus}: this machine has {available}")
+        reason = unusable_gpu() or f"this machine has {available}"
+        raise ConfigError(f"--num-gpus {num_gpus}: {reason}")
 
 
 def _settle_lengths(cfg: CfgNode, overridden: Sequence[str]) -> None:
@@ -242,27 +249,22 @@ def _check_registered(names: Iterable[str]) -> None:
 
 
 def _settle_device(cfg: CfgNode) -> None:
-    _check_device(cfg.MODEL.DEVICE)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("no CUDA device found: MODEL.DEVICE is cpu")
-        cfg.MODEL.DEVICE = "cpu"
-        if cfg.SOLVER.AMP.ENABLED:
-            logger.warning("no mixed precision without it: SOLVER.AMP.ENABLED is False")
-            cfg.SOLVER.AMP.ENABLED = False
-            cfg.SOLVER.AMP.DTYPE = "float16"  # its default: it chooses nothing any more
-
-
-def _check_device(name: str) -> None:
-    """Refuse a MODEL.DEVICE that this PyTorch, or this machine, does not have."""
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":
-            torch.empty(1, device=device)
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise ConfigError(f"MODEL.DEVICE {name!r}: use cpu, cuda or cuda:NUMBER") from error
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and torch.cuda.is_available() and (device.index or 0) >= max(count, 1):
-        raise ConfigError(f"MODEL.DEVICE {name!r}: this machine has {count} GPUs, from cuda:0 on")
+    """Refuse a MODEL.DEVICE that cannot be used; without any GPU "cuda" becomes "cpu"."""
+    name = cfg.MODEL.DEVICE
+    reason = why_no_device(name)
+    if reason:
+        raise ConfigError(f"MODEL.DEVICE {name!r}: {reason}")
+    if not name.startswith("cuda") or torch.cuda.is_available():
+        return
+    unusable = unusable_gpu()
+    if unusable:
+        raise ConfigError(f"MODEL.DEVICE {name!r}: {unusable}; MODEL.DEVICE cpu computes without")
+    logger.warning("no CUDA device found: MODEL.DEVICE is cpu")
+    cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED:
+        logger.warning("no mixed precision without it: SOLVER.AMP.ENABLED is False")
+        cfg.SOLVER.AMP.ENABLED = False
+        cfg.SOLVER.AMP.DTYPE = "float16"  # its default: it chooses nothing any more
 
 
 def _expand_paths(cfg: CfgNode) -> None:
@@ -273,7 +275,7 @@ def _expand_paths(cfg: CfgNode) -> None:
     kmeans.SOURCE = expanded(kmeans.SOURCE)
 
 
-def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], None]) -> None:
+def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], object]) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:

@@ -8,18 +8,26 @@ import logging
 import os
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from d2_cityscapes.config_files import files_read, load_yaml
 from d2_cityscapes.engine.checkpoints.resume import check_resume
 from d2_cityscapes.engine.checks.config import check_config
 from d2_cityscapes.engine.setup import check_weights_file, load_config
 from d2_cityscapes.evaluation.results import ResultsError, read_results
-from d2_cityscapes.files import check_folder
+from d2_cityscapes.files import check_folder, check_not_read
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
-from d2_cityscapes.run_folder import CONFIG, EVALUATION_CONFIG, RESULTS, evaluation_folder
+from d2_cityscapes.run_folder import (
+    CONFIG,
+    EVALUATION_CONFIG,
+    RESULTS,
+    evaluation_folder,
+    written_by_training,
+)
 
 __all__ = ["checked_config", "setup"]
 
@@ -45,16 +53,33 @@ def setup(args: argparse.Namespace) -> CfgNode:
     training, see `evaluation_folder`.
     """
     cfg = checked_config(args)
+    resume = getattr(args, "resume", None)  # None: of a caller that looks after its folder itself
     if args.eval_only:
         cfg = _in_evaluation_folder(cfg)
-    elif getattr(args, "resume", False):
+    elif resume:
         check_resume(cfg, processes=comm.get_world_size())
+    elif resume is not None:
+        _check_not_read(cfg, args.config_file)
     comm.synchronize()  # no rank writes before all have looked
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_cityscapes")
     if args.eval_only and comm.is_main_process():
         _mark_evaluation(cfg)
     return cfg
+
+
+def _check_not_read(cfg: CfgNode, config_file: str) -> None:
+    """Refuse a new training in whose folder lies what it is made from.
+
+    Such as a config whose ``_BASE_``, and so whose OUTPUT_DIR, is that of another training. A
+    config.yaml that would be written again with the same values may stay.
+    """
+    written = Path(cfg.OUTPUT_DIR) / CONFIG
+    outputs = written_by_training(cfg.OUTPUT_DIR)
+    with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+        if load_yaml(written.read_text()) == load_yaml(cfg.dump()):
+            outputs.remove(written)
+    check_not_read(outputs, files_read(config_file, cfg))
 
 
 def _in_evaluation_folder(cfg: CfgNode) -> CfgNode:

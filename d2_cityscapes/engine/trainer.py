@@ -42,8 +42,14 @@ from d2_cityscapes.engine.checkpoints.resume import (
     run_settings,
 )
 from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
+from d2_cityscapes.engine.computing import (
+    MemoryAdviceHook,
+    computed_on,
+    computing,
+    refused_in_a_line,
+)
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
-from d2_cityscapes.engine.hooks import FreezeHook
+from d2_cityscapes.engine.hooks import FreezeHook, SettleHook
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
 from d2_cityscapes.engine.precise_bn import repeatable
 from d2_cityscapes.engine.profiling import ProfileHook
@@ -77,6 +83,7 @@ __all__ = ["Trainer", "build_run", "checked_config", "evaluate", "setup", "train
 logger = logging.getLogger(__name__)
 
 _Results = TypeVar("_Results")
+_LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
 
 
 class Trainer(DefaultTrainer):
@@ -173,6 +180,7 @@ class Trainer(DefaultTrainer):
                     for name in cfg.DATASETS.TEST
                     if not has_truth(name)
                 },
+                computed_on=computed_on(cfg.MODEL.DEVICE),
             )
             logger.info("results written to %s", path)
         return results
@@ -198,7 +206,8 @@ class Trainer(DefaultTrainer):
         # A step's random numbers follow from its number: so they need no place in the checkpoint
         # (which only the first rank writes), and no evaluation in between shifts them.
         seed_generators(self.data_loader.seed, STEP, self.iter, comm.get_rank(), gpu=True)
-        super().run_step()
+        with refused_in_a_line():
+            super().run_step()
 
     def state_dict(self) -> dict:
         """With the position in the data, what is frozen, and what Detectron2 0.6 leaves out.
@@ -262,7 +271,11 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             place = next(i for i, hook in enumerate(hooks) if isinstance(hook, IterationTimer))
             hooks.insert(place + 1, ProgressHook(images_per_step(self.cfg)))
+            hooks.append(MemoryAdviceHook(images_per_step(self.cfg)))
             hooks.append(CallbackHook(after_train=_sign_results))
+        # before checkpoints, evaluations and the writers, and alike on all ranks
+        ends = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD, period, _LOG_PERIOD)
+        hooks.insert(0, SettleHook(ends))
         return hooks
 
     def _unless_failed(self, evaluate: Callable[[], _Results]) -> Callable[[], _Results | None]:
@@ -330,19 +343,20 @@ def train(
     """
     if not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
         check_start(cfg)
-    trainer, reads = build_run(cfg)
-    if comm.is_main_process():  # which reads more than the others: checkpoints, writers
-        check_key_effects(trainer.cfg, reads, allowed=allow_unused)
-    if profile and comm.is_main_process():
-        trainer.register_hooks([ProfileHook(Path(cfg.OUTPUT_DIR) / "profile", profile)])
-    trainer.resume_or_load(resume=resume)
-    complete_final_weights(trainer)
-    if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:
-        logger.warning(
-            "MODEL.FREEZE.MODULES freezes %s with RANDOM weights, as MODEL.FROM_SCRATCH allows",
-            ", ".join(cfg.MODEL.FREEZE.MODULES),
-        )
-    return trainer.train()
+    with computing(cfg):
+        trainer, reads = build_run(cfg)
+        if comm.is_main_process():  # which reads more than the others: checkpoints, writers
+            check_key_effects(trainer.cfg, reads, allowed=allow_unused)
+        if profile and comm.is_main_process():
+            trainer.register_hooks([ProfileHook(Path(cfg.OUTPUT_DIR) / "profile", profile)])
+        trainer.resume_or_load(resume=resume)
+        complete_final_weights(trainer)
+        if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:
+            logger.warning(
+                "MODEL.FREEZE.MODULES freezes %s with RANDOM weights, as MODEL.FROM_SCRATCH allows",
+                ", ".join(cfg.MODEL.FREEZE.MODULES),
+            )
+        return trainer.train()
 
 
 def build_run(cfg: CfgNode) -> tuple[Trainer, Collection[str]]:
@@ -377,14 +391,15 @@ def evaluate(cfg: CfgNode, *, allow_unused: bool | Collection[str] = False) -> d
     """
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
-    cfg, reads = recorded(cfg)
-    model = Trainer.build_model(cfg)
-    evaluators = _build_evaluation(cfg)
-    if comm.is_main_process():
-        check_key_effects(cfg, reads, allowed=allow_unused, sections=("MODEL", "TEST"))
-    table = label_table_of(cfg.DATASETS.TEST)
-    Checkpointer(model, save_dir=cfg.OUTPUT_DIR, table=table).load(cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model, evaluators, weights=cfg.MODEL.WEIGHTS)
+    with computing(cfg):
+        cfg, reads = recorded(cfg)
+        model = Trainer.build_model(cfg)
+        evaluators = _build_evaluation(cfg)
+        if comm.is_main_process():
+            check_key_effects(cfg, reads, allowed=allow_unused, sections=("MODEL", "TEST"))
+        table = label_table_of(cfg.DATASETS.TEST)
+        Checkpointer(model, save_dir=cfg.OUTPUT_DIR, table=table).load(cfg.MODEL.WEIGHTS)
+        results = Trainer.test(cfg, model, evaluators, weights=cfg.MODEL.WEIGHTS)
     if comm.is_main_process():
         _check_results(cfg)
     return results

@@ -21,8 +21,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from d2_cityscapes.data.augmentation import build_augmentation
 from d2_cityscapes.data.loader import STEP, preserved_generators, seed_generators
 from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.engine.devices import random_state_kept
 from d2_cityscapes.engine.setup import validation_dataset
+from d2_cityscapes.engine.step.losses import StepLosses
 from d2_cityscapes.evaluation.shard_evaluator import each_once
+from d2_cityscapes.modeling.execution.deferred_scalars import flush_scalars, read_later
 from d2_cityscapes.modeling.freezing.freeze import unwrap
 
 __all__ = ["ValidationLossHook", "build_validation_loader", "validation_losses"]
@@ -83,13 +86,21 @@ def validation_losses(model: nn.Module, loader: Iterable[list[dict]]) -> dict[st
     Returns:
         Loss name -> mean, the same on every rank.
     """
-    own: dict[str, dict[str, float]] = {}
+    found: dict[str, StepLosses] = {}
     # The storage takes what the model logs while it trains.
-    with _loss_mode(model), _all_generators(model), EventStorage(), torch.no_grad():
+    with _loss_mode(model), _all_generators(model), EventStorage() as storage, torch.no_grad():
         for batch in loader:
             image_id = batch[0]["image_id"]
             seed_generators(0, _VALIDATION, zlib.crc32(image_id.encode()), gpu=True)
-            own[image_id] = {name: loss.item() for name, loss in model(batch).items()}
+            found[image_id] = losses = StepLosses(storage.iter)
+            losses.add(batch, model(batch))
+            read_later(losses.values(), losses.read)
+            flush_scalars(storage)
+        flush_scalars(storage, wait=True)
+    own = {
+        image_id: {name: loss.item() for name, loss in losses.means().items()}
+        for image_id, losses in found.items()
+    }
     images = each_once(comm.all_gather(own)).values()
     names = sorted({name for losses in images for name in losses})
     return {name: math.fsum(losses[name] for losses in images) / len(images) for name in names}
@@ -113,7 +124,6 @@ def _loss_mode(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _all_generators(model: nn.Module) -> Iterator[None]:
     """Put the random generators back as they were, that of the model's GPU too."""
-    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-    devices = [torch.cuda.current_device()] if on_gpu else []
-    with preserved_generators(), torch.random.fork_rng(devices):
+    device = next(model.parameters()).device
+    with preserved_generators(), random_state_kept(device):
         yield

@@ -93,6 +93,7 @@ def write_results(
     weights: str | Path | None = None,
     command: Sequence[str] | None = None,
     unscored: Mapping[str, int] | None = None,
+    computed_on: Mapping[str, str] | None = None,
 ) -> None:
     """Write results.json, whole or not at all.
 
@@ -104,6 +105,7 @@ def write_results(
         weights: file of the weights that made them. One that is not on this disk is left out.
         command: the command line; None for that of this process.
         unscored: dataset without truth -> number of images that were predicted, for a submission.
+        computed_on: the device and its arithmetic, by name.
     """
     document: dict[str, Any] = {
         "results": [asdict(row) for row in rows],
@@ -113,6 +115,8 @@ def write_results(
         "command": shlex.join(sys.argv if command is None else command),
         "seconds": round(seconds, 3),
     }
+    if computed_on:
+        document["computed_on"] = dict(computed_on)
     if unscored:
         document["unscored_images"] = dict(unscored)
     write_json(path, document)

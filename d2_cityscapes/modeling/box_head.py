@@ -67,15 +67,18 @@ class GIoUOutputLayers(FastRCNNOutputLayers):
         classes = cat([p.gt_classes for p in proposals])
         boxes = cat([p.proposal_boxes.tensor for p in proposals])
         truth = cat([_matched_boxes(p).tensor for p in proposals])
-        foreground = ((classes >= 0) & (classes < self.num_classes)).nonzero()[:, 0]
-        if deltas.shape[1] == 4:  # class-agnostic regression, or a single class
-            deltas = deltas[foreground]
-        else:
-            deltas = deltas.view(-1, self.num_classes, 4)[foreground, classes[foreground]]
+        # Over all R boxes: the host would wait for the number of those of the foreground.
+        foreground = (classes >= 0) & (classes < self.num_classes)
+        if deltas.shape[1] != 4:  # neither class-agnostic regression nor a single class
+            own = classes.clamp(0, self.num_classes - 1)[:, None, None].expand(-1, 1, 4)
+            deltas = deltas.view(-1, self.num_classes, 4).gather(1, own)[:, 0]
+        # first, so that no gradient of a background box is 0 * infinity
+        deltas = torch.where(foreground[:, None], deltas, 0)
         with torch.autocast(deltas.device.type, enabled=False):
             # apply_deltas works in float32 and clamps dw and dh before exp, as at inference.
-            decoded = self.box2box_transform.apply_deltas(deltas, boxes[foreground])
-            return giou_loss(decoded, truth[foreground], reduction="mean")
+            decoded = self.box2box_transform.apply_deltas(deltas, boxes)
+            loss = torch.where(foreground, giou_loss(decoded, truth), 0)
+            return loss.sum() / foreground.sum().clamp(min=1)
 
 
 def _matched_boxes(proposals: Instances) -> Boxes:

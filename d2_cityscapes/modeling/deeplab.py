@@ -136,7 +136,7 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
             each image {"sem_seg": (C, H, W) scores}.
         """
         images = [x["image"].to(self.device) for x in batched_inputs]
-        batch = ImageList.from_tensors([(x - self.pixel_mean) / self.pixel_std for x in images])
+        batch = self._padded([(x - self.pixel_mean) / self.pixel_std for x in images], 0.0)
         logits = self.logits(batch.tensor)
         if self.training:
             return self._losses(logits, self._targets(batched_inputs))
@@ -173,7 +173,11 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
         maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
         if self.void_class >= 0:
             maps = [x.masked_fill(x == self.ignore_value, self.void_class) for x in maps]
-        return ImageList.from_tensors(maps, pad_value=self.ignore_value).tensor
+        return self._padded(maps, self.ignore_value).tensor
+
+    def _padded(self, images: list[Tensor], value: float) -> ImageList:
+        """All of the largest size, and of what INPUT.SIZE_DIVISIBILITY makes of it."""
+        return ImageList.from_tensors(images, getattr(self.backbone, "size_divisibility", 0), value)
 
     def _losses(self, logits: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
         weights = {"out": self.loss_weight, "aux": self.loss_weight * self.aux_loss_weight}

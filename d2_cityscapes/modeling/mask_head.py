@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Linear, ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from detectron2.modeling.roi_heads import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.modeling.execution.deferred_scalars import put_scalar_later
+from d2_cityscapes.modeling.execution.mask_loss import WaitFreeMaskLoss, mask_targets
 
 __all__ = ["MLPMaskHead", "SoftmaxMaskRCNNHead"]
 
@@ -70,16 +71,13 @@ class SoftmaxMaskRCNNHead(MaskRCNNConvUpsampleHead):
         if not instances:
             return logits.sum() * 0
         side = logits.shape[-1]
-        masks = torch.cat(
-            [i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, side) for i in instances]
-        ).to(logits.device)  # (R, S, S) bool
+        masks = mask_targets(instances, side, logits.device)
         channels = self._channels([i.gt_classes for i in instances])
         background = self.num_classes
         target = torch.where(masks, channels[:, None, None], background)
         with torch.no_grad():
             inside = _of_channel(logits.softmax(dim=1), channels) > 0.5
-            accuracy = (inside == masks).float().mean().item()
-        get_event_storage().put_scalar("mask_rcnn/accuracy", accuracy)
+            put_scalar_later("mask_rcnn/accuracy", (inside == masks).float().mean())
         return F.cross_entropy(logits, target)
 
     def _channels(self, classes: list[Tensor]) -> Tensor:
@@ -94,7 +92,7 @@ def _of_channel(maps: Tensor, channels: Tensor) -> Tensor:
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class MLPMaskHead(BaseMaskRCNNHead):
+class MLPMaskHead(WaitFreeMaskLoss):
     """Masks by fully connected layers (He et al., table 2e: 1024, 1024, K * 28 * 28).
 
     Losses and inference are the stock head's: a sigmoid for each class. Masks have twice the side

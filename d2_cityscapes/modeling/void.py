@@ -27,6 +27,11 @@ def zero_if_void(
     ignored = getattr(head, "ignore_value", None)
     if _LOSS not in losses or ignored is None:
         return losses
-    if any(bool((x["sem_seg"] != ignored).any()) for x in batched_inputs):
-        return losses
-    return {**losses, _LOSS: torch.nan_to_num(losses[_LOSS], nan=0.0)}
+    loss = losses[_LOSS]
+    counts = torch.stack([(x["sem_seg"] != ignored).any() for x in batched_inputs]).any()
+    if counts.device.type == "cpu":
+        if counts:
+            return losses
+        return {**losses, _LOSS: torch.nan_to_num(loss, nan=0.0)}
+    # classes that are on the GPU already: the host would wait for it
+    return {**losses, _LOSS: torch.where(counts, loss, torch.nan_to_num(loss, nan=0.0))}

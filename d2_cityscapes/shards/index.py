@@ -91,14 +91,19 @@ def load_entries(
         The entries, and whether they differ from ``index.json``.
 
     Raises:
-        ShardError: the folder has shards of another label table.
+        ShardError: the folder has shards of another label table, or index.json is something else.
     """
     index: dict[str, Any] = {}
     try:
         index = read_index(output)
         known = {entry["file"]: entry for entry in index["shards"]}
         entries = {name: entry for name, entry in known.items() if entry["split"] not in splits}
-    except ShardError:
+    except ShardError as error:
+        if (output / INDEX_NAME).exists() and not any(output.glob("*.safetensors")):
+            raise ShardError(
+                f"{output / INDEX_NAME}: no index of shards, and none are beside it; name another "
+                "folder, or delete it"
+            ) from error
         known, entries = {}, {}
     if known and index.get("label_table_hash", table.hash) != table.hash:
         raise ShardError(

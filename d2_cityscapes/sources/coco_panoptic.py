@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import file_below
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 from d2_cityscapes.png import RGB, read_png
-from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.errors import SourceError, document_errors
 
 __all__ = ["CocoPng", "read_coco_panoptic"]
 
@@ -109,7 +108,7 @@ def read_coco_panoptic(
         if not any(json_path.parent.glob("*.png")):
             raise SourceError(f"{json_path}: no folder {folder.name}/ with its PNGs beside it")
         folder = json_path.parent
-    try:
+    with document_errors(json_path, "COCO panoptic"):
         if json_path.stat().st_size > _MOST_BYTES:
             raise SourceError(f"larger than {_MOST_BYTES >> 20} MiB; split it")
         document = json.loads(json_path.read_text())
@@ -130,14 +129,6 @@ def read_coco_panoptic(
                 raise SourceError(f"image {image_id}: {error}") from error
             path = file_below(folder, annotation["file_name"])
             maps[image_id] = CocoPng(path, tuple(encoded), tuple(encoded.values()))
-    except D2CityscapesError as error:
-        raise SourceError(f"{json_path}: {error}") from error
-    except OSError as error:
-        raise SourceError(f"{json_path}: cannot be read ({error.strerror})") from error
-    except MemoryError as error:
-        raise SourceError(f"{json_path}: too large for the memory of this machine") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(f"{json_path}: not COCO panoptic ({error!r})") from error
     return maps, dict(categories)
 
 

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.labels.idd import IDD_LABELS, IddLabel
 from d2_cityscapes.sources.check import Size, check_limit
-from d2_cityscapes.sources.errors import SourceError
+from d2_cityscapes.sources.errors import SourceError, document_errors
 from d2_cityscapes.sources.listing import by_name, list_files
 from d2_cityscapes.sources.names import IMAGE_FOLDER, PICTURES
 from d2_cityscapes.sources.photo import PhotoSource
@@ -68,22 +67,8 @@ class IddSource(PhotoSource):
                 raise TypeError(f"imgHeight {size[0]!r}, imgWidth {size[1]!r}")
             return document["objects"], size
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn what goes wrong with the polygons inside the block into one line."""
-        path = self.annotation_path
-        try:
-            yield
-        except D2CityscapesError as error:
-            raise SourceError(f"{path}: {error}") from error
-        except FileNotFoundError as error:
-            raise SourceError(f"{path}: missing") from error
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
-        except MemoryError as error:
-            raise SourceError(f"{path}: too large for the memory of this machine") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise SourceError(f"{path}: not a file of polygons ({error!r})") from error
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return document_errors(self.annotation_path, "a file of polygons")
 
 
 def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:

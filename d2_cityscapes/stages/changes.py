@@ -102,12 +102,19 @@ def check_first_weights(folder: Path, weights: str) -> None:
     """Compare with what `write_first_weights` noted down, if it has.
 
     Raises:
-        StageChangedError: the weights are others.
+        StageChangedError: the weights are others, or the note is damaged.
     """
     record = folder / _RECORD
     if not record.is_file():
         return
-    before, now = json.loads(record.read_text()), _identity(weights)
+    try:
+        before = {key: json.loads(record.read_text())[key] for key in ("weights", "sha256")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StageChangedError(
+            f"{record}: does not say which weights the stage began with ({error}); delete {folder} "
+            "to train it again"
+        ) from error
+    now = _identity(weights)
     key = "sha256" if before["sha256"] and now["sha256"] else "weights"
     if before[key] != now[key]:
         raise StageChangedError(

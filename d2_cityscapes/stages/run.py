@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from d2_cityscapes.config_files import config_files
 from d2_cityscapes.convert import convert_file
 from d2_cityscapes.engine.checkpoints.averaging import final_weights
 from d2_cityscapes.engine.checkpoints.fetching import fetch_weights
@@ -16,9 +17,15 @@ from d2_cityscapes.engine.setup import check_start, check_weights_file, load_con
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, ResultsError, percent_text, read_results
-from d2_cityscapes.files import file_sha256, lock_folder, remove_temporaries
+from d2_cityscapes.files import check_not_read, file_sha256, lock_folder, remove_temporaries
 from d2_cityscapes.modeling.anchors.generator import fit_anchors
-from d2_cityscapes.run_folder import FINAL, FINAL_AVERAGE, LAST_CHECKPOINT, RESULTS
+from d2_cityscapes.run_folder import (
+    FINAL,
+    FINAL_AVERAGE,
+    LAST_CHECKPOINT,
+    RESULTS,
+    written_by_training,
+)
 from d2_cityscapes.stages.changes import (
     check_first_weights,
     check_settings,
@@ -30,6 +37,16 @@ __all__ = ["STAGES", "Stage", "StageError", "plan_stages", "run_stages", "stage_
 
 STAGES = (0, 1, 2, 3, 4)  # 4, the panoptic one, is not in the paper
 _ANCHORS_KEY = "MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE"
+# What a run writes beside its stages.
+_OF_ALL_STAGES = (
+    "anchors.json",
+    "anchors.png",
+    "loss_curves.png",
+    "report.html",
+    "results.json",
+    "table5.json",
+    "table5.md",
+)
 _DEEPLAB = "DeepLabV3Segmentor"  # in torchvision's names, and with an encoder in place of an FPN
 # The numbers of a stage's line in the summary.
 _HEADLINES = (
@@ -114,8 +131,8 @@ def plan_stages(
         opts: KEY VALUE overrides for every stage.
 
     Raises:
-        D2CityscapesError: unknown stage or key, missing dataset or weights, or a stage that began
-            with other settings.
+        D2CityscapesError: unknown stage or key, missing dataset or weights, a stage that began with
+            other settings, or a file that is read and would be overwritten.
     """
     output_dir, config_dir = Path(output_dir), Path(config_dir)
     plan: list[Stage] = []
@@ -137,6 +154,7 @@ def plan_stages(
         if stage.has_begun:
             check_settings(stage.output_dir, cfg)
         plan.append(stage)
+    _check_files(output_dir, plan, len(opts))
     return plan
 
 
@@ -193,6 +211,24 @@ def _plan_stage(
     first = before is None or not _shares_anchors(before)
     cfg = load_config(config_file, [*opts, *own])
     return Stage(number, config_file, (*opts, *own), cfg, deeplab, anchors, bool(anchors and first))
+
+
+def _check_files(output_dir: Path, plan: Sequence[Stage], given: int) -> None:
+    """Refuse to overwrite what the stages read and did not make themselves.
+
+    Args:
+        given: number of the caller's among the overrides of a stage.
+    """
+    outputs = [output_dir / name for name in _OF_ALL_STAGES]
+    inputs: list[str | Path] = []
+    for stage in plan:
+        outputs += written_by_training(stage.output_dir)
+        inputs += config_files(stage.config_file)
+        if "MODEL.WEIGHTS" not in stage.opts[given:]:
+            inputs.append(stage.cfg.MODEL.WEIGHTS)
+        if stage.anchors is None:
+            inputs.append(stage.cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE)
+    check_not_read(outputs, inputs)
 
 
 def _run_stage(stage: Stage) -> None:

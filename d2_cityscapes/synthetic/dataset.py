@@ -180,12 +180,14 @@ def make_tree(
     work = functools.partial(_make_one, root, height, width, seed)
     total = sum(counts.values())
     with worker_pool(workers) as pool, lock_folder(root) as locked:
-        if locked:  # what a killed call left behind
-            for folder in (root, *root.glob("*/*/*/")):
-                remove_temporaries(folder, ("*.png", "*.json"))
+        if locked:  # what a killed call left behind: before all else, or the folder is not empty
+            remove_temporaries(root, (MARKER,))
         _claim(
             root, {**counts, "height": height, "width": width, "seed": seed, "version": _VERSION}
         )
+        if locked:
+            for folder in root.glob("*/*/*/"):
+                remove_temporaries(folder, ("*.png", "*.json"))
         pending = [
             (split, index)
             for split in _SPLITS

@@ -20,6 +20,14 @@ def test_ratios_above_one_are_better_for_us():
     assert rate.ratio == 1 / 3
 
 
+def test_no_ratio_without_two_numbers():
+    cases = [(0.0, 0.0), (1.0, 0.0), ("does not fit", 2.0), (2.0, "does not fit")]
+    found = [compare("busy", "%", a, {"stock": b}, higher_is_better=True) for a, b in cases]
+    assert [rows[0].ratio for rows in found] == [None] * 4
+    assert "| busy | does not fit | stock | 2 % |  |" in as_markdown(found[2])
+    assert compare("time", "s", 0.0, {"stock": 1.0})[0].ratio is None
+
+
 def test_contenders_take_turns():
     calls = []
     seconds = time_in_turn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -9,14 +10,11 @@ import sys
 import pytest
 import torch
 
-from d2_cityscapes.benchmark import trainers, training
-from d2_cityscapes.benchmark.trainers import (
-    TrainingBenchmark,
-    build_contenders,
-    check_same_work,
-    datasets,
-)
+from d2_cityscapes.benchmark import trainers, training, turns
+from d2_cityscapes.benchmark.trainers import TrainingBenchmark, build, datasets, entries
 from d2_cityscapes.benchmark.training import benchmark_training
+from d2_cityscapes.benchmark.turns import DOES_NOT_FIT, Turn, Turns
+from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.shards.writer import write_shards
 from d2_cityscapes.sources.cityscapes import find_sources
 
@@ -38,6 +36,7 @@ def settings(repository, cityscapes_tree, tmp_path_factory) -> TrainingBenchmark
         width=128,
         steps=1,
         rounds=1,
+        device="cpu",
     )
 
 
@@ -50,46 +49,94 @@ def test_every_comparison_is_made(settings):
     for step, rate in zip(steps, rates, strict=True):
         assert rate.ours == pytest.approx(2 / step.ours)
         assert rate.ratio == pytest.approx(step.ratio)
-    if torch.cuda.is_available():
-        assert len(steps) == 5 and {c.unit for c in found} == {"s", "images/s", "GiB", "%"}
-    else:
-        assert [(c.measure.split(", ")[-1], c.peer) for c in steps] == [
-            ("ours fp32", "stock fp32"),
-            ("ours AMP bfloat16", "stock fp32"),
-        ]
+    assert [(c.measure.split(", ")[-1], c.peer) for c in steps] == [
+        ("ours fp32", "stock fp32"),
+        ("ours AMP bfloat16", "stock fp32"),
+    ]
 
 
 def test_all_begin_with_the_same_weights_and_compute_in_their_own_way(settings, tmp_path):
     with datasets(settings):
-        stock, ours = build_contenders(settings, str(tmp_path))
-        check_same_work(settings, stock, ours)
-    (first, *_), (own, *_) = stock.values(), ours.values()
-    weights = own.trainer.model.state_dict()
-    assert all(x.equal(weights[name]) for name, x in first.trainer.model.state_dict().items())
-    fused = [x.trainer.optimizer.param_groups[0]["fused"] for x in (first, own)]
+        weights = trainers.start_weights(settings, str(tmp_path))
+        stock, ours, mixed = (
+            build(settings, entry, str(tmp_path), weights).trainer for entry in entries(settings)
+        )
+    own = ours.model.state_dict()
+    assert all(x.equal(own[name]) for name, x in stock.model.state_dict().items())
+    assert all(x.equal(own[name]) for name, x in weights.items())
+    fused = [x.optimizer.param_groups[0]["fused"] for x in (stock, ours)]
     assert not fused[0] and fused[1]
-    assert not first.trainer.cfg.SOLVER.AMP.ENABLED and not own.trainer.cfg.SOLVER.AMP.ENABLED
-    assert list(ours.values())[-1].trainer.cfg.SOLVER.AMP.DTYPE == "bfloat16"
-    assert {c.autocast for c in ours.values()} == {None, torch.bfloat16}
+    assert [x.cfg.SOLVER.AMP.ENABLED for x in (stock, ours, mixed)] == [False, False, True]
+    assert mixed.cfg.SOLVER.AMP.DTYPE == "bfloat16"
 
 
-def test_other_work_is_an_error(settings, tmp_path, monkeypatch):
+def test_other_work_is_no_row(settings, monkeypatch):
     with datasets(settings):
-        stock, ours = build_contenders(settings, str(tmp_path))
-        head = next(iter(ours.values())).trainer.model.roi_heads.mask_head
-        with monkeypatch.context() as patch:
-            patch.setattr(head, "loss_weight", 2.0)
-            with pytest.raises(RuntimeError, match=r"ours fp32.*: loss_mask is .* of stock"):
-                check_same_work(settings, stock, ours)
+        contenders = Turns(settings)
+        stock, ours, _ = entries(settings)
+        assert not contenders.take(stock, first=True).trouble
+        contenders.expected = {n: 2 * x for n, x in contenders.expected.items()}
+        trouble = contenders.take(ours, first=True).trouble
+        assert trouble.startswith("DifferentWorkError: ours fp32: loss_") and "of stock" in trouble
 
-        class Inverted(trainers.CityscapesShardMapper):
+        class Inverted(turns.CityscapesShardMapper):
             def __call__(self, dataset_dict):
                 found = super().__call__(dataset_dict)
                 return found | {"image": 255 - found["image"]}
 
-        monkeypatch.setattr(trainers, "CityscapesShardMapper", Inverted)
-        with pytest.raises(RuntimeError, match="not the image that Detectron2 reads"):
-            check_same_work(settings, stock, ours)
+        monkeypatch.setattr(turns, "CityscapesShardMapper", Inverted)
+        trouble = Turns(settings).take(stock, first=True).trouble
+        assert "not the image that Detectron2 reads" in trouble
+
+
+def test_who_does_not_fit_or_fails_is_a_row_and_the_rest_goes_on(settings, monkeypatch):
+    class Some(Turns):
+        def _measure(self, entry, first):
+            if "AMP" in entry.name:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            if entry.ours:
+                raise ValueError("no such thing\nat all")
+            return Turn(seconds=(2.0, 4.0), waited=0.5)
+
+    monkeypatch.setattr(training, "Turns", Some)
+    reported = []
+    with pytest.raises(D2CityscapesError, match="ours fp32: ValueError: no such thing;"):
+        benchmark_training(settings, report=reported.extend)
+    assert [(c.ours, c.theirs, c.ratio) for c in reported if c.unit == "s"] == [
+        ("ValueError: no such thing", 3.0, None),
+        (DOES_NOT_FIT, 3.0, None),
+    ]
+
+
+def test_what_was_measured_is_reported_when_it_is_interrupted(settings, monkeypatch):
+    class Interrupted(Turns):
+        taken = 0
+
+        def take(self, entry, *, first):
+            Interrupted.taken += 1
+            if Interrupted.taken == 3:
+                raise KeyboardInterrupt
+            return Turn(seconds=(1.0,))
+
+    monkeypatch.setattr(training, "Turns", Interrupted)
+    reported = []
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_training(settings, report=reported.extend)
+    assert {(c.ours, c.theirs) for c in reported if c.unit == "s"} == {(1.0, 1.0)}
+
+
+def test_on_a_gpu(settings, fake_gpu):
+    found = benchmark_training(
+        dataclasses.replace(settings, device="cuda"), report=lambda found: None
+    )
+    steps = [c for c in found if c.measure.startswith("training step, ")]
+    assert {c.unit for c in found} == {"s", "images/s", "GiB", "%"} and len(steps) == 5
+    memory = [c.ours for c in found if c.measure.startswith("peak memory allocated")]
+    assert all(0.01 < value < 1 for value in memory)
+    # no kernel runs, so there is nothing to divide by
+    assert {(c.theirs, c.ratio) for c in found if c.unit == "%"} == {
+        ("the profiler saw no kernel", None)
+    }
 
 
 def test_the_command_passes_its_options_on(repository, cityscapes_tree, tmp_path, monkeypatch):
@@ -109,4 +156,5 @@ def test_the_command_passes_its_options_on(repository, cityscapes_tree, tmp_path
     assert settings.overrides == ["SOLVER.FUSED", "False"]
     assert settings.config == repository / "configs" / "stage3.yaml"
     assert (settings.shards / "index.json").is_file()
+    assert settings.profile and settings.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert json.loads((tmp_path / "out.json").read_text())["settings"]["batch"]

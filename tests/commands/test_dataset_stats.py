@@ -136,3 +136,15 @@ def test_needs_no_detectron2(repository, datasets_root):
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "motorcycle" in done.stdout
+
+
+def test_the_output_is_looked_at_first(call, tmp_path):
+    (tmp_path / "statistics.png").mkdir()
+    for output, word in (
+        (tmp_path / "statistics.png" / "a", "nowhere: no such folder"),
+        (tmp_path, "statistics.png: is a folder"),
+    ):
+        code, out, err = call(
+            "--shards", tmp_path / "nowhere", "--split", "val", "--output", output
+        )
+        assert (code, out) == (1, "") and word in err

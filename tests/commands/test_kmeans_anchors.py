@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -182,3 +183,21 @@ def test_missing_shards(call, config, tmp_path, monkeypatch):
     code, _, err = call("--config-file", config, "--output", tmp_path / "anchors.json")
     assert code == 1
     assert "prepare_shards.py" in err
+
+
+def test_inputs_and_neighbours_stay(call, config, datasets_root, tmp_path, monkeypatch):
+    """The shards, the config and what it begins with; a picture beside a new file of anchors."""
+    (tmp_path / "sub.json").write_text("_BASE_: config.yaml\n")
+    index = tmp_path / "data" / "cityscapes_shards" / "index.json"
+    shutil.copytree(datasets_root, tmp_path / "data")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    (tmp_path / "street.png").write_bytes(b"picture")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for output, word in (
+        (index, "index.json: is read here too"),
+        (config, "config.yaml: is read here too"),
+        (tmp_path / "street.json", "street.png: is there, without"),
+    ):
+        code, out, err = call("--config-file", tmp_path / "sub.json", "--output", output)
+        assert (code, out) == (1, "") and word in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -1,6 +1,7 @@
 """Our models in stock Detectron2: equal predictions without this package; what cannot go there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -249,6 +250,13 @@ def test_paths_that_cannot_be(runs, tmp_path):
     source = runs["semantic"]
     with pytest.raises(D2CityscapesError, match="would be overwritten"):
         convert_file("to-detectron2", source, source.parent)
+    (tmp_path / "sub").mkdir()  # a config that begins with what would be written
+    base, sub = tmp_path / "sub" / "config.yaml", tmp_path / "sub" / "mine.yaml"
+    base.write_bytes((source.parent / "config.yaml").read_bytes())
+    sub.write_text("_BASE_: config.yaml\n")
+    with pytest.raises(D2CityscapesError, match=r"config\.yaml: is read here too"):
+        convert_file("to-detectron2", source, tmp_path / "sub", config_file=sub)
+    shutil.rmtree(tmp_path / "sub")
     (tmp_path / "file").touch()
     with pytest.raises(ConversionError, match="is a file; the output is a folder"):
         convert_file("to-detectron2", source, tmp_path / "file")

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.engine.picture_files import PictureError, find_pictures, read_picture
+from d2_cityscapes.engine.picture_files import (
+    MARK,
+    PictureError,
+    find_pictures,
+    read_picture,
+)
+from d2_cityscapes.png import write_picture
 
 RNG = np.random.default_rng(3)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -178,14 +184,20 @@ def test_folders_and_what_is_passed_over(tmp_path: Path) -> None:
     names = ["a.png", "B.JPG", "c.jpeg", "d.bmp", "e.WEBP", "f.tif", "city/g.TIFF", "h_drawn.jpg"]
     hidden = ["._a.png", ".trash/x.png", "city/.DS_Store"]
     others = ["notes.txt", "clip.gif", "raw.heic"]
-    own = ["out/a_drawn.jpg", "out/a_instanceIds.png", "old/b_drawn.jpg", "old/b_instanceIds.png"]
+    own = [
+        "old/b_drawn.jpg",
+        "old/b_instanceIds.png",
+    ]  # as earlier versions left them
     for name in (*names, *hidden, *others, *own):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    found = find_pictures([tmp_path], tmp_path / "out")
-    assert sorted(found.pictures) == ["B", "a", "c", "city/g", "d", "e", "f", "h_drawn"]
+    for name, comment in (("out/a_drawn.jpg", MARK), ("a_instanceIds.png", MARK), ("i.png", "x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_picture(tmp_path / name, RGB, comment=comment)
+    found = find_pictures([tmp_path])
+    assert sorted(found.pictures) == ["B", "a", "c", "city/g", "d", "e", "f", "h_drawn", "i"]
     assert found.passed_over == {
         "with a dot in front": 3,
         "of other kinds": 4,

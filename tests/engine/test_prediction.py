@@ -137,6 +137,22 @@ def test_outputs_that_cannot_be_written_are_one_line(cfg, tmp_path):
     assert (tmp_path / "a_drawn.jpg").read_bytes() == before
 
 
+def test_a_map_that_is_not_of_the_command_is_never_lost(cfg, tmp_path):
+    """Neither one from elsewhere, nor one that was painted over since."""
+    source = tmp_path / "a.png"
+    Image.new("RGB", (128, 64)).save(source)
+    predict_pictures(cfg, [source], tmp_path)
+    own = tmp_path / "a_instanceIds.png"
+    first = own.read_bytes()
+    predict_pictures(cfg, [source], tmp_path)
+    assert own.read_bytes() == first
+    for content in (source.read_bytes(), b"no picture"):
+        own.write_bytes(content)
+        with pytest.raises(PictureError, match=r"a_instanceIds\.png is not of this command; move"):
+            predict_pictures(cfg, [source], tmp_path)
+        assert own.read_bytes() == content
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 100), (100, 1)])
 def test_pictures_of_odd_shapes(cfg, tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "a.png")

@@ -124,6 +124,22 @@ def test_odd_files_are_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("folder", ["", "base"])
+def test_aliases_of_aliases_are_one_short_line(tmp_path, folder):
+    """Each level repeats the one before ten times; with a few levels more they fill any memory."""
+    keys = ["MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS", "META_ARCHITECTURE", "WEIGHTS"]
+    lines = ["MODEL:", f"  DEVICE: &a0 [{', '.join(['x'] * 10)}]"]
+    for level, key in enumerate(keys):
+        lines.append(f"  {key}: &a{level + 1} [{', '.join([f'*a{level}'] * 10)}]")
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "bomb.yaml").write_text("\n".join(lines))
+    if folder:
+        (tmp_path / "bomb.yaml").write_text("_BASE_: base/bomb.yaml\n")
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: aliases .* 100000 values") as caught:
+        load_config(tmp_path / "bomb.yaml")
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200
+
+
 def test_paths_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RUNS", "/runs")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2_cityscapes.config_files import load_yaml
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.start import checked_config, setup
 from d2_cityscapes.engine.trainer import Trainer, evaluate, train
@@ -51,6 +52,32 @@ def _content(folder: Path) -> dict[str, bytes]:
     names = {p.relative_to(folder).as_posix(): p for p in files}
     own = {n: p for n, p in names.items() if not n.startswith("evaluation/") and n != "log.txt"}
     return {n: p.read_bytes() for n, p in own.items()}
+
+
+def test_a_training_does_not_overwrite_what_it_is_made_from(
+    arguments: Callable, weights: Path, tmp_path: Path
+) -> None:
+    """A config that begins with that of another run, and so writes where that did; weights."""
+    out = tmp_path / "out"
+    out.mkdir()
+    cfg = checked_config(arguments())
+    (out / "config.yaml").write_text(cfg.dump())
+    weights.rename(out / "model_final.pth")
+    before = _content(out)
+    (tmp_path / "mine.yaml").write_text("_BASE_: out/config.yaml\nSOLVER: {BASE_LR: 0.5}\n")
+    for config, weight, word in (
+        (tmp_path / "mine.yaml", "", "config.yaml"),
+        ("semantic", out / "model_final.pth", "model_final.pth"),
+    ):
+        args = arguments("MODEL.WEIGHTS", weight, config=config)
+        args.resume = False
+        with pytest.raises(D2CityscapesError, match=f"{word}: is read here too"):
+            setup(args)
+        assert _content(out) == before
+    args = arguments(config=out / "config.yaml")
+    args.resume = False
+    setup(args)  # a rerun: the values that are there come out again
+    assert load_yaml((out / "config.yaml").read_text()) == load_yaml(cfg.dump())
 
 
 def test_an_evaluation_leaves_the_training_as_it_is(

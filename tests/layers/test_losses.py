@@ -274,6 +274,23 @@ def test_bands_equal_the_whole_picture(size, scale, cropped, rows):
     torch.testing.assert_close(*gradients)
 
 
+def test_bands_on_a_gpu(fake_gpu, monkeypatch):
+    """Twice as large, to the same losses and gradients, without a wait."""
+    monkeypatch.setattr(losses, "_BAND", 3 * 16 * 8)  # one row of cells
+    logits = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(24 * 32).view(24, 32) % 4
+    found = []
+    for device in ("cpu", "cuda"):
+        own, wanted = logits.clone().to(device).requires_grad_(), target.to(device)
+        with fake_gpu.watch() as seen:
+            of_pixels = upsampled_cross_entropy(own, wanted, 4, ignore_value=3)
+            of_pixels.mean().backward()
+        found.append((of_pixels.detach().cpu(), own.grad.cpu()))
+    assert seen.total == 0, seen.table()
+    assert seen.operations["aten::upsample_bilinear2d"] == 2 * 3  # forward, and again
+    torch.testing.assert_close(*found)
+
+
 def test_cross_entropy_refuses_wrong_arguments():
     logits, target = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5).long()
     with pytest.raises(ValueError, match=r"got \(2, 3, 4, 5\) and \(4, 5\)"):

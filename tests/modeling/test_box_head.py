@@ -129,6 +129,43 @@ def test_no_foreground_is_zero_with_a_graph(found):
     assert not layers.bbox_pred.weight.grad.any()
 
 
+def spoilt_in(rows: list[int], layers, x) -> tuple[torch.Tensor, torch.Tensor]:
+    """The predictions, with infinite and NaN deltas in some rows."""
+    logits, deltas = layers(x)
+    spoilt = deltas.clone()
+    for row, value in zip(rows, (float("inf"), float("nan"), -float("inf")), strict=False):
+        spoilt[row] = value
+    return logits, spoilt
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_deltas_of_the_background_do_not_matter(agnostic):
+    """Be they infinite or NaN: loss and gradient are those of the foreground by itself."""
+    layers = predictor(agnostic=agnostic)
+    classes = [0, CLASSES, 2, CLASSES, 1, CLASSES, -1]
+    every, x = proposals(classes), torch.randn(7, FEATURES)
+    rows = torch.tensor([0, 2, 4])
+    gradients, found = [], []
+    for chosen, own in ((torch.arange(7), every), (rows, every[rows])):
+        _, deltas = layers(x[chosen])
+        if len(chosen) == 7:
+            _, deltas = spoilt_in([1, 3, 5], layers, x)
+        found.append(layers._giou_loss(deltas, [own]))
+        (gradient,) = torch.autograd.grad(found[-1], layers.bbox_pred.bias)
+        gradients.append(gradient)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+def test_the_giou_loss_waits_for_nothing(fake_gpu):
+    layers = predictor().to("cuda")
+    found = proposals([0, CLASSES, 2]).to("cuda")
+    _, deltas = layers(torch.randn(3, FEATURES, device="cuda"))
+    with fake_gpu.watch() as seen:
+        layers._giou_loss(deltas, [found]).backward()
+    assert seen.total == 0, seen.table()
+
+
 def test_huge_deltas_stay_finite():
     layers = predictor()
     with torch.no_grad():

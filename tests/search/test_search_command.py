@@ -48,8 +48,8 @@ def test_help(call):
         ({}, ["--workers", "0"], "--workers 0: use 1 or more"),
         ({}, [], "search.yaml: names no number of trials; use --trials"),
         ({}, ["--confirm", "-1"], "--confirm -1: use 0 or more"),
-        ({}, ["--output-dir", "{tmp}/search.yaml"], "search.yaml is no folder"),
-        ({}, ["--output-dir", "{tmp}/search.yaml/out"], "search.yaml is no folder"),
+        ({}, ["--output-dir", "{tmp}/search.yaml"], "search.yaml: cannot be written to"),
+        ({}, ["--output-dir", "{tmp}/search.yaml/out"], "out: cannot be written to"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -64,6 +64,39 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert code == 1 and message in err
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["best.yaml", "report.html"])
+def test_nothing_that_is_read_is_overwritten(call, write_tiny, tmp_path, name):
+    """Neither the search file, nor a file that its base begins with."""
+    (tmp_path / "out").mkdir()
+    plan, base, before = tmp_path / "out" / name, tmp_path / "base.yaml", "_BASE_: out/{}\n"
+    write_tiny(base="../base.yaml").rename(plan)
+    base.write_text("{}")
+    content = plan.read_bytes()
+    arguments = ["--output-dir", tmp_path / "out", "--trials", "1"]
+    code, _, err = call("--config-file", plan, *arguments)
+    assert code == 1 and f"{name}: is read here too" in err
+    assert plan.read_bytes() == content
+
+    source = write_tiny(base="base.yaml")
+    plan.write_text("SEED: 1\n")
+    base.write_text(before.format(name))
+    code, _, err = call("--config-file", source, *arguments)
+    assert code == 1 and f"{name}: is read here too" in err
+    assert plan.read_text() == "SEED: 1\n"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_a_damaged_record_of_the_search(call, write_tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "out" / "search.json").write_text(text)
+        code, _, err = call(
+            "--config-file", write_tiny(), "--output-dir", tmp_path / "out", "--trials", "1"
+        )
+        (line,) = err.strip().splitlines()
+        assert code == 1 and "search.json: does not say whose trials these are" in line
 
 
 def test_another_space_stops_before_anything_is_built(call, write_tiny, tmp_path):

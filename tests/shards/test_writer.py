@@ -196,6 +196,15 @@ def test_killed_at_any_file_it_is_finished_by_the_same_call(sources, tmp_path, f
         assert finished.items() <= {p.name: p.stat().st_ino for p in output.iterdir()}.items()
 
 
+@pytest.mark.parametrize("content", ['{"mine": 1}', "", "[1, 2]"])
+def test_an_index_of_something_else_is_not_overwritten(sources, tmp_path, content):
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(ShardError, match=r"index\.json: no index of shards"):
+        write_shards(sources, tmp_path, split="train")
+    assert (tmp_path / "index.json").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+
+
 def test_two_packers_in_one_folder(sources, folder):
     with (
         lock_folder(folder),

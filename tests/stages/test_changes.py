@@ -101,6 +101,13 @@ def test_weights_are_compared_by_content(tmp_path: Path) -> None:
             check_first_weights(stage, other)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_damaged_note_of_the_weights(tmp_path: Path, text: str) -> None:
+    (tmp_path / "first_weights.json").write_text(text)
+    with pytest.raises(StageChangedError, match=r"first_weights\.json: does not say which"):
+        check_first_weights(tmp_path, "")
+
+
 @pytest.mark.parametrize("weights", ["", "https://weights.pth"])
 def test_weights_that_are_no_file_are_compared_by_name(tmp_path: Path, weights: str) -> None:
     write_first_weights(tmp_path, weights)

@@ -99,6 +99,26 @@ def test_mistakes_are_found_before_the_first_stage(repository, tmp_path, tiny_op
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_that_is_read_is_overwritten(repository, tmp_path, tiny_opts):
+    """What a stage would write is a config that it is made from, or the weights it begins with."""
+    folder, configs = tmp_path / "run" / "stage2", tmp_path / "configs"
+    folder.mkdir(parents=True)
+    configs.mkdir()
+    base = f"_BASE_: {repository / 'configs' / 'demo' / 'stage2.yaml'}\n"
+    (folder / "config.yaml").write_text(base)
+    (folder / "given.pth").write_bytes(b"weights")
+    (folder / "model_9.pth").hardlink_to(folder / "given.pth")
+    for text, weights, word in (
+        ("_BASE_: ../run/stage2/config.yaml\n", "", "config.yaml: is read here too"),
+        (base, folder / "given.pth", "model_9.pth: is read here too"),
+    ):
+        (configs / "stage2.yaml").write_text(text)
+        opts = [*tiny_opts, "MODEL.WEIGHTS", str(weights), "MODEL.FREEZE.MODULES", "[]"]
+        with pytest.raises(D2CityscapesError, match=word):
+            plan_stages(tmp_path / "run", config_dir=configs, stages=[2], opts=opts)
+    assert (folder / "config.yaml").read_text() == base
+
+
 def test_a_failing_stage_is_named(repository, tmp_path, tiny_opts):
     plan = _plan(repository, tmp_path, [*tiny_opts, "SOLVER.OPTIMIZER", "LION"], stages=[0])
     with pytest.raises(StageError, match="stage 0 failed with exit code 1"):

@@ -77,9 +77,46 @@ def test_targets_are_those_of_bitmaps():
     found = IdMapMasks(picture, ids).crop_and_resize(boxes, 28)
     expected = BitMasks(picture[None] == ids[:, None, None]).crop_and_resize(boxes, 28)
     assert found.dtype == torch.bool and expected.any()
-    assert (found != expected).float().mean() < 0.001
+    assert found.equal(expected)
     with pytest.raises(ValueError, match="3 boxes for 40 masks"):
         IdMapMasks(picture, ids).crop_and_resize(boxes[:3], 28)
+
+
+def _sampled(masks):
+    return masks[torch.tensor([2, 0, 0, 1, 2, 3, -4])]
+
+
+SELECTIONS = {
+    "sampled": _sampled,
+    "none of them": lambda masks: _sampled(masks)[:0],
+    "one of them": lambda masks: _sampled(masks)[1],
+    "some of them": lambda masks: _sampled(masks)[torch.tensor([True, False] * 3 + [True])],
+    "sampled again": lambda masks: _sampled(masks)[torch.tensor([6, 0])],
+    "of some": lambda masks: masks[1:3][torch.tensor([1, 0, 1])],
+    "together": lambda masks: type(masks).cat([_sampled(masks), masks[1:], _sampled(masks)[2:5]]),
+}
+
+
+@pytest.mark.parametrize("select", SELECTIONS.values(), ids=SELECTIONS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_targets_of_selected_masks(masks, bitmaps, device, select, fake_gpu):
+    """Also where masks are chosen many times over, and more or less often than there are any."""
+    found, expected = select(masks.to(device)), select(bitmaps)
+    boxes = torch.tensor([[0.0, 0.0, 6.0, 3.0], [1.5, 0.5, 4.0, 2.5]]).repeat(7, 1)[: len(found)]
+    targets = found.crop_and_resize(boxes.to(device), 5)
+    assert targets.cpu().equal(expected.crop_and_resize(boxes, 5))
+    assert found.to("cpu").tensor.equal(expected.tensor)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_targets_of_several_images(masks, bitmaps, device, fake_gpu):
+    other = PICTURE.flip(1)
+    joined = IdMapMasks.cat([_sampled(masks), IdMapMasks(other, IDS), masks[:1]]).to(device)
+    expected = BitMasks.cat([_sampled(bitmaps), BitMasks(other == IDS[:, None, None]), bitmaps[:1]])
+    boxes = torch.tensor([[0.0, 0.0, 6.0, 3.0]]).repeat(12, 1)
+    for own, stock, number in [(joined, expected, 12), (joined[5:8], expected[5:8], 3)]:
+        targets = own.crop_and_resize(boxes[:number].to(device), 5)
+        assert targets.cpu().equal(stock.crop_and_resize(boxes[:number], 5))
 
 
 def test_cat_keeps_shared_maps_once(masks, bitmaps):

@@ -193,11 +193,12 @@ def test_refuses_folders_that_are_not_its_own(tree: Path, tmp_path: Path) -> Non
     with pytest.raises(SyntheticError, match="other arguments"):
         make_tree(tree, **{**ARGUMENTS, "seed": 6})
     (tmp_path / "photo.png").write_bytes(b"")
+    (tmp_path / ".notes.json.1.tmp").write_bytes(b"")  # nor is what looks like its own
     with pytest.raises(SyntheticError, match="not empty"):
         make_tree(tmp_path, **ARGUMENTS)
     with pytest.raises(SyntheticError, match="is a file"):
         make_tree(tmp_path / "photo.png", **ARGUMENTS)
-    assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.json.1.tmp", "photo.png"]
 
 
 def test_command(repository: Path, tmp_path: Path) -> None:

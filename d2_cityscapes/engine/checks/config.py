@@ -9,6 +9,7 @@ from d2_cityscapes.engine.checkpoints.averaging import check_averaging
 from d2_cityscapes.engine.checks.expected import check_expected_results
 from d2_cityscapes.engine.checks.model import check_architecture, check_precise_bn
 from d2_cityscapes.engine.checks.values import check_values
+from d2_cityscapes.engine.computing import check_computing
 from d2_cityscapes.engine.setup import ConfigError, check_datasets
 from d2_cityscapes.engine.step.schedules import check_schedule
 from d2_cityscapes.engine.step.training_step import check_training_step
@@ -60,3 +61,4 @@ def check_model_config(cfg: CfgNode, *, train: bool = False) -> None:
     check_architecture(cfg)
     check_values(cfg, train=train)
     check_classes(cfg)
+    check_computing(cfg)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
 from detectron2.solver.build import get_default_optimizer_params
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_
 
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.errors import building
 from d2_cityscapes.modeling.freezing.freeze import later_parameters_on
 
-__all__ = ["build_optimizer", "optimized_parameters"]
+__all__ = ["build_optimizer", "by_kind", "largest_gradient", "optimized_parameters"]
 
 _KINDS = {"SGD": torch.optim.SGD, "ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}
 
@@ -133,15 +137,50 @@ def _complete_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _clip_gradients(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:
-    """Clip each parameter's gradient by itself, as Detectron2 does.
+    """Clip each parameter's gradient by itself, as Detectron2 does, but all at once.
 
-    Parameters without gradient are passed over: PyTorch's functions need not take them, and what is
-    frozen for now has none.
+    What has no gradient, such as what is frozen for now, is passed over.
     """
-    for parameter in optimized_parameters(optimizer):
-        if parameter.grad is None:
-            continue
-        if clip.CLIP_TYPE == "norm":
-            clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
-        else:
-            clip_grad_value_(parameter, clip.CLIP_VALUE)
+    parameters = optimized_parameters(optimizer)
+    if clip.CLIP_TYPE == "value":
+        clip_grad_value_(parameters, clip.CLIP_VALUE)
+    else:
+        _clip_norms(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+
+@torch.no_grad()
+def _clip_norms(parameters: Iterable[nn.Parameter], most: float, norm_type: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_` of every gradient by itself, to the bit."""
+    for gradients in _gradients_by_kind(parameters):
+        norms = torch.stack(torch._foreach_norm(gradients, float(norm_type)))
+        factors = (most / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+
+
+def largest_gradient(optimizer: torch.optim.Optimizer) -> Tensor:
+    """The largest absolute value in all gradients, without a wait for the device.
+
+    It is finite if and only if all of them are.
+
+    Returns:
+        0-dim tensor where the gradients are; 0 where there are none.
+    """
+    parameters = optimized_parameters(optimizer)
+    kinds = _gradients_by_kind(parameters)
+    if not kinds:
+        return torch.zeros((), device=parameters[0].device)
+    norms = [norm for gradients in kinds for norm in torch._foreach_norm(gradients, math.inf)]
+    return torch.stack(norms).amax()
+
+
+def _gradients_by_kind(parameters: Iterable[nn.Parameter]) -> list[list[Tensor]]:
+    gradients = (parameter.grad for parameter in parameters)
+    return by_kind(g for g in gradients if g is not None and g.numel())
+
+
+def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Lists of one device and type each, which ``torch._foreach`` functions take in one go."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(kinds.values())

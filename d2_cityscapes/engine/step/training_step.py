@@ -17,8 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.engine.step.nonfinite import GRADIENTS, PREDICTIONS, SkippedSteps, Trouble
-from d2_cityscapes.engine.step.optimizer import optimized_parameters
+from d2_cityscapes.engine.step.losses import StepLosses, files_of
+from d2_cityscapes.engine.step.nonfinite import PREDICTIONS, SkippedSteps, Trouble
+from d2_cityscapes.engine.step.optimizer import by_kind, largest_gradient
+from d2_cityscapes.modeling.execution.deferred_scalars import as_of, flush_scalars, read_later
 
 __all__ = ["TrainingStep", "build_training_step", "check_training_step", "norm_buffers"]
 
@@ -41,6 +43,12 @@ class TrainingStep(SimpleTrainer):
     With a gradient scaler gradients may overflow while it looks for its scale: as in Detectron2
     such a step is left out with its losses logged. It is no trouble unless the scale is down to 1,
     where the scaling cannot be the reason.
+
+    With `max_skipped_steps` or a gradient scaler the host waits for the gradients once a step, and
+    reads the losses with them, before the optimizer's. Else it never waits on a GPU for what it has
+    just queued: losses are read, looked at and logged when the next step is queued, see
+    `read_later`, and with several processes by `settle` alone. So a step that was not finite has
+    then been taken; but no checkpoint is made of it.
     """
 
     def __init__(
@@ -70,37 +78,57 @@ class TrainingStep(SimpleTrainer):
         self.max_skipped_steps = max_skipped_steps
         self._autocast = autocast
         self._device_type = next(model.parameters()).device.type
+        self._asks_first = bool(max_skipped_steps) or grad_scaler is not None
+        self._reads_later = self._device_type == "cuda" and not self._asks_first
         self._skipped = SkippedSteps(max_skipped_steps)
-        self._statistics = list(norm_buffers(model).values()) if max_skipped_steps else []
+        self._statistics = by_kind(norm_buffers(model).values()) if max_skipped_steps else []
+        self._before = [[torch.empty_like(buffer) for buffer in kind] for kind in self._statistics]
+        # steps that were taken: their losses are on their way; and: not yet logged
+        self._queued: list[StepLosses] = []
+        self._arrived: list[StepLosses] = []
 
     def run_step(self) -> None:
         """
         Raises:
-            NonFiniteError: more than `max_skipped_steps` in a row were to be left out.
+            NonFiniteError: more than `max_skipped_steps` in a row were to be left out. Without any,
+                and where losses are read later, it may be about an earlier step.
         """
         assert self.model.training, "[TrainingStep] model was changed to eval mode!"
-        statistics = [buffer.clone() for buffer in self._statistics]
-        batches, data_time, complete = self._backward()
-        finite = complete and self._gradients_finite()
-        own = self._trouble(batches, gradients=complete and not finite)
-        # One rank's trouble is everyone's: they take the same steps.
-        found = [trouble for trouble in comm.all_gather(own) if trouble is not None]
-        if found:
-            for buffer, before in zip(self._statistics, statistics, strict=True):
-                buffer.copy_(before)
-            self._skipped.add(self.iter, found)
-            get_event_storage().put_scalar(
-                "skipped_steps", self._skipped.total, smoothing_hint=False
-            )
-        else:
-            self._write_metrics(_means(batches), data_time)
-            if finite:
-                self._skipped.end_streak()
-                self.optimizer.step()
+        for before, now in zip(self._before, self._statistics, strict=True):
+            torch._foreach_copy_(before, now)
+        losses, complete = self._backward()
+        if complete and self.grad_scaler is not None:
+            # before the optimizer, whose clipping is of true gradients, fused or not
+            self.grad_scaler.unscale_(self.optimizer)
+        if self._reads_later:
+            self._queued.append(losses)
+            read_later(losses.values(), lambda numbers: self._arrive(losses, numbers))
+            self.optimizer.step()
+        elif self._is_to_be_taken(losses, complete):
+            self.optimizer.step()
         if self.grad_scaler is not None and complete:
             self.grad_scaler.update()
+        flush_scalars(get_event_storage())
+
+    def settle(self) -> None:
+        """Log all steps so far, and look whether they were finite, for which the host may wait.
+
+        Of several processes all have to call it, behind the same step, before anything is made of
+        these steps: a checkpoint, an evaluation, a line of the log.
+
+        Raises:
+            NonFiniteError: one of them was not.
+        """
+        flush_scalars(get_event_storage(), wait=True)
+        if self._reads_later and comm.get_world_size() > 1:
+            self._log_arrived()
 
     def state_dict(self) -> dict:
+        """
+        Raises:
+            NonFiniteError: a step of this rank was not finite, so that its weights are not.
+        """
+        self._check_unsettled()
         state = super().state_dict()
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
@@ -116,29 +144,29 @@ class TrainingStep(SimpleTrainer):
         if self.max_skipped_steps and "skipped" in state_dict:
             self._skipped.load_state_dict(state_dict["skipped"])
 
-    def _backward(self) -> tuple[list[_Batch], float, bool]:
+    def _backward(self) -> tuple[StepLosses, bool]:
         """The gradients of all batches.
 
         Returns:
-            What is known of the batches, the seconds waited for them, and whether there are
-            gradients: not where a forward pass failed, which ends the step on all ranks.
+            The losses, and whether there are gradients: not where a forward pass failed, which ends
+            the step on all ranks.
         """
-        batches, data_time, complete = [], 0.0, True
+        found, complete = StepLosses(self.iter), True
         for number in range(1, self.accumulate_steps + 1):
             started = time.perf_counter()
             data = next(self._data_loader_iter)
-            data_time += time.perf_counter() - started
+            found.data_time += time.perf_counter() - started
             if not complete:  # every step takes its batches
                 continue
             with _exchanged(self.model, number == self.accumulate_steps):
                 losses = self._forward(data)
-                batches.append(_Batch(data, losses))
+                found.add(data, losses)
                 complete = not self._fails_somewhere(losses)
                 if complete:
                     if number == 1:
                         self.optimizer.zero_grad()
                     self._scaled(sum(losses.values()) / self.accumulate_steps).backward()
-        return batches, data_time, complete
+        return found, complete
 
     def _forward(self, data: Any) -> dict[str, Tensor]:
         """Losses by name; none where the model finds that its predictions are not finite."""
@@ -146,8 +174,9 @@ class TrainingStep(SimpleTrainer):
             with self._precision():
                 losses = self.model(data)
         except FloatingPointError:
+            self._check_unsettled()  # which may have spoilt the weights
             if not self.max_skipped_steps:
-                self._skipped.add(self.iter, [Trouble((PREDICTIONS,), _files(data))])
+                self._skipped.add(self.iter, [Trouble((PREDICTIONS,), files_of(data))])
             return {}
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
@@ -163,32 +192,43 @@ class TrainingStep(SimpleTrainer):
             return nullcontext()
         return torch.autocast(self._device_type, dtype=self._autocast)
 
-    def _gradients_finite(self) -> bool:
-        """Unscale the gradients, and look whether they are finite. True where nobody asks.
-
-        Looking waits for the backward pass.
-        """
-        if self.grad_scaler is not None:
-            # before the optimizer, whose clipping is of true gradients, fused or not
-            self.grad_scaler.unscale_(self.optimizer)
-        elif not self.max_skipped_steps:
-            return True
-        parameters = optimized_parameters(self.optimizer)
-        sums = [p.grad.sum() for p in parameters if p.grad is not None]
-        return bool(torch.stack(sums).isfinite().all())
-
-    def _trouble(self, batches: list[_Batch], *, gradients: bool) -> Trouble | None:
-        """What this rank found.
+    def _is_to_be_taken(self, losses: StepLosses, complete: bool) -> bool:
+        """Log a step or leave it out, before the optimizer makes it: by one wait for the device.
 
         Args:
-            batches: those of the step.
+            losses: of the step.
+            complete: there are gradients, unscaled ones.
+        """
+        values, finite = losses.values(), complete
+        if complete and self._asks_first:
+            values = torch.cat([values, largest_gradient(self.optimizer).reshape(1)])
+        numbers, well = _read(values) if complete else (values.tolist(), False)
+        if complete and self._asks_first:
+            finite = math.isfinite(numbers.pop())
+        losses.read(numbers)
+        if not well and self._leaves_out(losses, gradients=complete and not finite):
+            return False
+        self._write_metrics(losses.means(), losses.data_time)
+        if finite:
+            self._skipped.end_streak()
+        return finite
+
+    def _leaves_out(self, losses: StepLosses, *, gradients: bool) -> bool:
+        """Whether a rank has found trouble, and so all of them: they take the same steps.
+
+        Args:
+            losses: of this rank.
             gradients: they are not finite.
         """
-        bad = [batch for batch in batches if batch.not_finite()]
-        names = dict.fromkeys(name for batch in bad for name in batch.not_finite())
-        if not bad and gradients and self._no_overflow():
-            bad, names = batches, {GRADIENTS: None}
-        return Trouble(tuple(names), tuple(f for b in bad for f in b.files)) if bad else None
+        own = losses.trouble(gradients=gradients and self._no_overflow())
+        found = [trouble for trouble in comm.all_gather(own) if trouble is not None]
+        if not found:
+            return False
+        for now, before in zip(self._statistics, self._before, strict=True):
+            torch._foreach_copy_(now, before)
+        self._skipped.add(self.iter, found)
+        get_event_storage().put_scalar("skipped_steps", self._skipped.total, smoothing_hint=False)
+        return True
 
     def _no_overflow(self) -> bool:
         """Whether gradients that are not finite cannot be blamed on their scaling."""
@@ -196,35 +236,31 @@ class TrainingStep(SimpleTrainer):
             return False
         return self.grad_scaler is None or self.grad_scaler.get_scale() <= 1
 
+    def _arrive(self, losses: StepLosses, numbers: list[float]) -> None:
+        self._queued.remove(losses)
+        losses.read(numbers)
+        self._arrived.append(losses)
+        if comm.get_world_size() == 1:
+            self._log_arrived()
 
-class _Batch:
-    """The images of a batch, and its losses on their way to the host.
+    def _log_arrived(self) -> None:
+        """Log the steps whose losses have arrived, on all ranks, up to one that was not finite."""
+        steps, self._arrived = self._arrived, []
+        ranks = comm.all_gather([losses.trouble() for losses in steps])
+        for losses, found in zip(steps, zip(*ranks, strict=True), strict=True):
+            troubles = [trouble for trouble in found if trouble is not None]
+            if troubles:
+                self._skipped.add(losses.iteration, troubles)
+            with as_of(get_event_storage(), losses.iteration):
+                self._write_metrics(losses.means(), losses.data_time)
 
-    On a GPU the losses are copied as soon as the forward pass has computed them, all at once, while
-    the host goes on with the backward pass.
-    """
-
-    def __init__(self, data: Any, losses: dict[str, Tensor]) -> None:
-        self.files = _files(data)
-        self._names = list(losses)
-        self._values = torch.zeros(0)
-        self._copied: torch.cuda.Event | None = None
-        if losses:
-            values = torch.stack([loss.detach().reshape(()) for loss in losses.values()])
-            self._values = values.to("cpu", non_blocking=True)
-            if values.is_cuda:
-                self._copied = torch.cuda.current_stream(values.device).record_event()
-
-    def losses(self) -> dict[str, float]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return dict(zip(self._names, self._values.tolist(), strict=True))
-
-    def not_finite(self) -> list[str]:
-        """Names of the losses that are infinite or NaN; predictions, where there are no losses."""
-        if not self._names:
-            return [PREDICTIONS]
-        return [name for name, value in self.losses().items() if not math.isfinite(value)]
+    def _check_unsettled(self) -> None:
+        """Raise `NonFiniteError` if this rank has taken a step with losses that are not finite."""
+        for losses in (*self._arrived, *self._queued):
+            losses.read(losses.values().tolist())
+            trouble = losses.trouble()
+            if trouble is not None:
+                self._skipped.add(losses.iteration, [trouble])
 
 
 def build_training_step(
@@ -266,15 +302,15 @@ def check_training_step(cfg: CfgNode) -> None:
         raise ConfigError(f"SOLVER.AMP.DTYPE {solver.AMP.DTYPE!r}: use {choices}")
 
 
-def _means(batches: list[_Batch]) -> dict[str, Tensor]:
-    """The losses of a step by name, each a float64 scalar on the host."""
-    losses = [batch.losses() for batch in batches]
-    names = dict.fromkeys(name for batch in losses for name in batch)
-    sums = {name: math.fsum(batch.get(name, 0.0) for batch in losses) for name in names}
-    return {
-        name: torch.tensor(value / len(batches), dtype=torch.float64)
-        for name, value in sums.items()
-    }
+def _read(values: Tensor) -> tuple[list[float], bool]:
+    """Numbers on the host, and whether those of all ranks are finite."""
+    if comm.get_world_size() == 1:
+        numbers = values.tolist()
+        return numbers, all(map(math.isfinite, numbers))
+    bad = (~values.isfinite()).any().float().reshape(1)
+    torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+    *numbers, any_bad = torch.cat([values, bad]).tolist()
+    return numbers, not any_bad
 
 
 def _exchanged(model: nn.Module, now: bool) -> AbstractContextManager:
@@ -292,9 +328,3 @@ def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(layer, _NormBase)
         for name, buffer in layer.named_buffers(recurse=False)
     }
-
-
-def _files(data: Any) -> tuple[str, ...]:
-    """The images of a batch by file, where it tells."""
-    named = (image for image in data if isinstance(image, dict) and "file_name" in image)
-    return tuple(str(image["file_name"]) for image in named)

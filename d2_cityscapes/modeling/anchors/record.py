@@ -46,7 +46,7 @@ def record_of_cells(cell_anchors: Iterable[Tensor]) -> Tensor:
     """The record of a generator of any kind, from its (A_l, 4) XYXY boxes of each level l."""
     rows = [torch.zeros(0, 3, dtype=torch.float64)]
     for level, boxes in enumerate(cell_anchors):
-        widths, heights = (boxes[:, 2:] - boxes[:, :2]).double().cpu().unbind(dim=1)
+        widths, heights = (boxes[:, 2:] - boxes[:, :2]).cpu().double().unbind(dim=1)
         number = torch.full_like(widths, level)
         rows.append(torch.stack([number, (widths * heights).sqrt(), heights / widths], dim=1))
     return torch.cat(rows)
@@ -90,7 +90,7 @@ def anchor_difference(record: Tensor, cell_anchors: Iterable[Tensor]) -> str:
         Both sets in words; "" where they are the same.
     """
     own = record_of_cells(cell_anchors)
-    record = record.double().cpu()
+    record = record.cpu().double()
     if record.shape == own.shape and torch.allclose(record, own, rtol=_TOLERANCE, atol=0):
         return ""
     return (

@@ -105,6 +105,7 @@ def _paint_things(
     masks = instances.pred_masks
     if masks.shape[1:] != codes.shape:
         raise ValueError(f"masks are {(*masks.shape[1:],)}, the image is {(*codes.shape,)} (H, W)")
+    exact = torch.float32 if codes.device.type == "mps" else torch.float64  # MPS has no other
     for rank, (index, (x0, y0, x1, y1)) in enumerate(
         zip(order, _crops(instances, best_first), strict=True), start=1
     ):
@@ -112,7 +113,8 @@ def _paint_things(
         canvas = codes[y0:y1, x0:x1]
         free = mask & (canvas <= void)
         area = mask.sum()
-        keep = (area - free.sum()).double() / area <= overlap_threshold  # 0 / 0 is NaN: not kept
+        taken = (area - free.sum()).to(exact) / area
+        keep = taken <= overlap_threshold  # 0 / 0 is NaN: not kept
         canvas.masked_fill_(free & keep, void + rank)
     return order
 

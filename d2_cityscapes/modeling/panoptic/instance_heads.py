@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
-from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead, select_foreground_proposals
-from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.mini_dl import init_layer
 from d2_cityscapes.modeling.box_head import GIoUROIHeads
+from d2_cityscapes.modeling.execution.mask_loss import mask_rcnn_loss
+from d2_cityscapes.modeling.execution.wait_free.counted import select_foreground
 from d2_cityscapes.modeling.panoptic.layers import (
     NormConvTranspose2d,
     NormLinear,
@@ -148,8 +148,8 @@ class SeamlessMaskHead(MaskRCNNConvUpsampleHead):
         *hidden, predictor = self
         for layer in hidden:
             x = layer(x)
-        instances, chosen = select_foreground_proposals(instances, self.background)
-        loss = mask_rcnn_loss(predictor(x[torch.cat(chosen)]), instances, self.vis_period)
+        instances, chosen = select_foreground(instances, self.background)
+        loss = mask_rcnn_loss(predictor(x[chosen]), instances, self.vis_period)
         return {"loss_mask": loss * self.loss_weight}
 
 

@@ -16,7 +16,9 @@ from d2_cityscapes.search.space.plan import SearchPlan
 from d2_cityscapes.search.space.space import split_name
 from d2_cityscapes.search.study import Search
 
-__all__ = ["write_best"]
+__all__ = ["BEST", "write_best"]
+
+BEST = "best.yaml"
 
 
 def write_best(
@@ -37,7 +39,7 @@ def write_best(
         confirmed: trials that were run again: the one with the best mean is the best.
 
     Returns:
-        DIR/best.yaml; None where no trial is complete.
+        DIR/best.yaml (`BEST`); None where no trial is complete.
     """
     complete = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
@@ -60,10 +62,10 @@ def write_best(
         f"{plan.base.name} and KEY VALUE pairs of the command line, without the overrides of "
         f"{plan.source.name}, with the values that it searched over:",
         *(f"  {name} {value}" + _left_out(name, idle) for name, value in values.items()),
-        "tools/train_net.py --config-file best.yaml trains with them.",
+        f"tools/train_net.py --config-file {BEST} trains with them.",
     ]
     text = "".join(f"# {line}\n" for line in comments) + _without(idle, cfg).dump()
-    path = output_dir / "best.yaml"
+    path = output_dir / BEST
     write_atomically(path, [text.encode()])
     return path
 

@@ -44,7 +44,7 @@ from d2_cityscapes.search.findings.summary import (
 from d2_cityscapes.search.trials.storage import SEARCH, shown
 from d2_cityscapes.search.trials.trial_queue import REASON
 
-__all__ = ["write_search_report"]
+__all__ = ["report_files", "write_search_report"]
 
 _STYLE = """
 pre { background: #fff; padding: 14px 18px; border-radius: 8px; box-shadow: 0 1px 3px #0002;
@@ -55,6 +55,7 @@ tr.pruned td, tr.interrupted td { color: #7a8591 }
 tr.failed td:nth-child(3), tr.interrupted td:nth-child(3) { min-width: 220px }
 """
 
+_PAGE = "report.html"
 _TITLES = {
     "history": "History",
     "importances": "Importances beside chance",
@@ -79,7 +80,7 @@ def write_search_report(
         found: its `importances`; None to compute them.
 
     Returns:
-        report.html.
+        report.html, the first of `report_files`.
     """
     output_dir = Path(output_dir)
     found = importances(study) if found is None else found
@@ -96,9 +97,14 @@ def write_search_report(
         _trials(study),
         _provenance(study),
     ]
-    path = output_dir / "report.html"
+    path = output_dir / _PAGE
     write_atomically(path, [page_html(title, parts, style=_STYLE).encode()])
     return path
+
+
+def report_files(output_dir: Path) -> list[Path]:
+    """What `write_search_report` writes: the page, and the pictures."""
+    return [output_dir / _PAGE, *(output_dir / f"{name}.png" for name in _TITLES)]
 
 
 def _confirmed(study: optuna.Study, rows: Sequence[ConfirmedTrial]) -> str:

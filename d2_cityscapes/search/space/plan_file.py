@@ -11,6 +11,7 @@ import yaml
 from optuna.samplers import RandomSampler
 
 from d2_cityscapes.config import model_tasks
+from d2_cityscapes.config_files import load_yaml
 from d2_cityscapes.errors import nearest
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.plan import (
@@ -99,10 +100,12 @@ def _checked(plan: SearchPlan) -> SearchPlan:
 
 def _read_document(source: Path) -> dict:
     try:
-        document = yaml.safe_load(source.read_text())
+        document = load_yaml(source.read_text())
     except OSError as error:
         raise SearchError(f"{source}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise SearchError(f"{source}: nested without end") from error
+    except (yaml.YAMLError, ValueError) as error:  # such as bytes that are no text, a 30th February
         message = " ".join(str(error).split())
         raise SearchError(f"{source}: {message}") from error
     if not isinstance(document, dict) or "base" not in document or "space" not in document:

@@ -11,6 +11,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.files import check_folder as check_writable
 from d2_cityscapes.files import write_atomically, write_json
 from d2_cityscapes.run_folder import CONFIG, LAST_CHECKPOINT
 from d2_cityscapes.search.errors import SearchError
@@ -109,16 +111,25 @@ def check_folder(root: Path, study: str | None) -> None:
     Raises:
         SearchError: it holds trials of another study, or cannot be written.
     """
-    there = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "cannot be written" if there.is_dir() else "is no folder"
-        raise SearchError(f"--output-dir {root}: {there} {what}")
+    try:
+        check_writable(root)
+    except D2CityscapesError as error:
+        raise SearchError(f"--output-dir {error}") from error
     holder = root / _SEARCH
-    if holder.is_file() and json.loads(holder.read_text()).get("study") != study:
+    if holder.is_file() and _study_of(holder) != study:
         raise SearchError(
             f"{root}: holds the trials of another study; name another --output-dir, or its "
             "--storage and --study-name"
         )
+
+
+def _study_of(holder: Path) -> str | None:
+    try:
+        return json.loads(holder.read_text())["study"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SearchError(
+            f"{holder}: does not say whose trials these are ({error}); name another --output-dir"
+        ) from error
 
 
 def make_folder(root: Path) -> None:

@@ -261,8 +261,8 @@ def test_a_training_resumed_with_it_is_one_without(
 # --- what is copied ------------------------------------------------------------------------------
 
 
-def test_an_image_and_its_targets_are_six_copies():
-    """However many masks there are: pixels, boxes, classes, and of masks the map and two lists."""
+def test_an_image_and_its_targets_are_five_copies():
+    """However many masks there are: pixels, boxes, classes, and of masks the map and the ids."""
     count = 30
     instances = Instances((8, 16))
     instances.gt_boxes = Boxes(torch.rand(count, 4))
@@ -271,7 +271,7 @@ def test_an_image_and_its_targets_are_six_copies():
     image = {"image": torch.rand(3, 8, 16), "instances": instances, "file_name": "a", "height": 8}
     stream = Recorder()
     (copied,) = map_tensors(stream.copy, [image])
-    assert len(stream.events) == 6
+    assert len(stream.events) == 5
     assert copied["file_name"] == "a" and copied["height"] == 8
     assert copied["image"].equal(image["image"]) and copied["image"] is not image["image"]
     found = copied["instances"]
@@ -296,7 +296,7 @@ def test_instances_move_each_map_once(monkeypatch):
     instances.gt_masks = IdMapMasks(torch.arange(128).reshape(8, 16), torch.arange(30))
     monkeypatch.setattr(Tensor, "to", counted)
     instances.to(torch.device("cpu"))
-    assert sorted(moved) == [30, 30, 128]
+    assert sorted(moved) == [30, 128]
 
 
 def test_what_holds_no_tensor_is_shared():

@@ -9,14 +9,17 @@ import torch
 import torch._dynamo
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.mini_dl import MiniDL
+from d2_cityscapes.modeling.execution import compilation
 from d2_cityscapes.modeling.execution.compilation import check_compiler, compile_dense_parts
 from d2_cityscapes.modeling.execution.dense import use_channels_last
 from d2_cityscapes.modeling.execution.folded_norm import fold_frozen_norms
+from d2_cityscapes.modeling.execution.padding import pad_to_multiple
 from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
 
 
@@ -24,7 +27,7 @@ from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
 def compiler():
     """Each test begins without compiled graphs; PyTorch's limit is as before afterwards."""
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(cache_size_limit=8):
+    with torch._dynamo.config.patch(cache_size_limit=8, accumulated_cache_size_limit=256):
         yield
     torch._dynamo.reset()
 
@@ -35,7 +38,7 @@ class Graphs:
     def __init__(self):
         self.compiled = self.ran = 0
 
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list) -> object:
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list, mode: str = "") -> object:
         self.compiled += 1
 
         def run(*args):
@@ -130,6 +133,62 @@ def test_many_sizes_need_few_graphs_and_evaluation_its_own():
     assert graphs.ran == 15
 
 
+def test_padded_sizes_have_one_graph_each():
+    """As of a training on many scales, whose batches are padded to few sizes."""
+    graphs = Graphs()
+    model, twin = pair()
+    pad_to_multiple(twin, 32)
+    compile_dense_parts(twin, mode="reduce-overhead", sizes_vary=False, backend=graphs)
+    for short in range(33, 97, 7):
+        batch = ImageList.from_tensors(
+            [torch.randn(3, short, 2 * short)], twin.backbone.size_divisibility
+        )
+        assert torch.equal(twin(batch.tensor), model(batch.tensor))
+    assert graphs.compiled == 4  # 64 x 96, 64 x 128, 96 x 160, 96 x 192
+    assert graphs.ran == 10
+
+
+def test_the_limit_is_for_each_part(monkeypatch):
+    """PyTorch counts the variants of all modules together."""
+    graphs = Graphs()
+    monkeypatch.setattr(compilation, "_VARIANTS", 3)
+    torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 1
+    model = nn.Module()
+    model.backbone, model.sem_seg_head = nn.Conv2d(3, 4, 1), nn.Module()
+    model.sem_seg_head.p2, model.sem_seg_head.p3 = nn.Conv2d(4, 5, 1), nn.Conv2d(4, 6, 1)
+    compile_dense_parts(model, sizes_vary=False, backend=graphs)
+    for height in (16, 24, 32):
+        features = model.backbone(images(height))
+        model.sem_seg_head.p2(features), model.sem_seg_head.p3(features)
+    assert graphs.compiled == graphs.ran == 9
+
+
+def test_what_runs_uncompiled_beyond_the_limit_is_said(caplog, monkeypatch):
+    graphs = Graphs()
+    monkeypatch.setattr(compilation, "_VARIANTS", 2)
+    torch._dynamo.config.cache_size_limit = 2
+    model, twin = pair()
+    compile_dense_parts(twin, sizes_vary=False, backend=graphs)
+    with caplog.at_level("WARNING", logger=compilation.logger.name):
+        for height in (16, 24, 32, 40):
+            assert torch.equal(twin(images(height)), model(images(height)))
+    assert graphs.compiled == 2
+    said = [line for line in caplog.messages if line.startswith("MODEL.COMPILE: 2 variants")]
+    assert said and "INPUT.SIZE_DIVISIBILITY" in said[0]
+
+
+@pytest.mark.parametrize(("mode", "marks"), [("default", 0), ("reduce-overhead", 2)])
+def test_cuda_graphs_learn_where_a_step_begins(monkeypatch, mode, marks):
+    """Once for all parts of the model, outside of what is compiled."""
+    seen = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: seen.append(0))
+    _, model = pair()
+    compile_dense_parts(model, mode=mode, backend=Graphs())
+    for _ in range(2):
+        model(images())
+    assert len(seen) == marks
+
+
 def test_more_variants_than_pytorchs_limit_stay_compiled():
     """As a schedule that unfreezes a little at a time makes them."""
     graphs = Graphs()
@@ -205,13 +264,14 @@ def test_copies_run_uncompiled_and_agree():
     assert graphs.ran == 1
 
 
-def test_a_real_compiler_gives_the_same_numbers():
+@pytest.mark.parametrize(("mode", "sizes_vary"), [("default", True), ("reduce-overhead", False)])
+def test_a_real_compiler_gives_the_same_numbers(mode, sizes_vary):
     check_compiler("cpu")
     torch.manual_seed(0)
     model, x = nn.Module(), images()
     model.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     twin = copy.deepcopy(model)
-    compile_dense_parts(twin)
+    compile_dense_parts(twin, mode=mode, sizes_vary=sizes_vary)
     for each in (model, twin):
         each.backbone(x).square().mean().backward()
     for ours, stock in zip(twin.parameters(), model.parameters(), strict=True):

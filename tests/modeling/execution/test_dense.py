@@ -154,10 +154,41 @@ def test_channels_last_predicts_the_same(cfg, batch):
 def test_compile_asks_for_a_compiler_first(cfg, monkeypatch):
     asked = []
     monkeypatch.setattr(dense, "check_compiler", asked.append)
-    monkeypatch.setattr(dense, "compile_dense_parts", lambda model: asked.append(type(model)))
+    monkeypatch.setattr(
+        dense, "compile_dense_parts", lambda model, **how: asked.extend([type(model), how])
+    )
     cfg.MODEL.COMPILE = True
     model = build_model(cfg)
-    assert asked == ["cpu", type(model)]
+    assert asked == ["cpu", type(model), {"mode": "default", "sizes_vary": True}]
+    cfg.MODEL.COMPILE_MODE, cfg.INPUT.SIZE_DIVISIBILITY = "max-autotune", 64
+    build_model(cfg)
+    assert asked[-1] == {"mode": "max-autotune", "sizes_vary": False}
+
+
+@pytest.mark.parametrize(
+    ("mode", "batches", "message"),
+    [
+        ("fastest", 1, "COMPILE_MODE 'fastest': use default, reduce-overhead, max-autotune"),
+        ("reduce-overhead", 2, "reduce-overhead: CUDA graphs do not add up .*ACCUMULATE_STEPS 2"),
+        ("max-autotune", 2, "max-autotune: CUDA graphs do not add up"),
+    ],
+)
+def test_compile_modes_that_cannot_be(cfg, mode, batches, message):
+    cfg.MODEL.COMPILE, cfg.MODEL.COMPILE_MODE = True, mode
+    cfg.SOLVER.ACCUMULATE_STEPS = batches
+    with pytest.raises(D2CityscapesError, match=message):
+        build_model(cfg)
+
+
+def test_group_norms_on_a_gpu_are_said_to_be_no_gain(caplog):
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
+    with caplog.at_level("WARNING", logger=dense.logger.name):
+        use_channels_last(model)
+        assert not caplog.messages
+        use_channels_last(model, device="cuda:1")
+    (message,) = caplog.messages
+    assert message.startswith("SOLVER.CHANNELS_LAST: 1 group norms compute map by map")
 
 
 def test_options_that_reach_nothing_are_refused(cfg):

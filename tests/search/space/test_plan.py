@@ -144,7 +144,14 @@ def test_files_that_are_no_search(tmp_path):
     with pytest.raises(D2CityscapesError, match=r"none.yaml: cannot be read"):
         read_plan(tmp_path / "none.yaml")
     wrong = tmp_path / "wrong.yaml"
-    for text, message in {"base: [": "wrong.yaml", "MODEL: {}": "not a search file"}.items():
+    alias = "trials: &a [" + "1, " * 400 + "]\nspace: [" + "*a, " * 400 + "]"
+    for text, message in {
+        "base: [": "wrong.yaml",
+        "MODEL: {}": "not a search file",
+        "[" * 5000: "nested without end",
+        alias: "aliases .* more than 100000 values",
+        "base: 2026-02-30": "wrong.yaml: day is out of range",
+    }.items():
         wrong.write_text(text)
         with pytest.raises(D2CityscapesError, match=message) as caught:
             read_plan(wrong)
