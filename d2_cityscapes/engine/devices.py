@@ -28,7 +28,7 @@ __all__ = [
     "why_no_device",
 ]
 
-DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+DEVICE_TYPES = ("cpu", "meta", "cuda", "mps", "xpu")  # meta: shapes alone, no memory
 _USE = "use cpu, cuda or cuda:NUMBER (mps or xpu where PyTorch has them)"
 # One entry for each NVIDIA GPU: device files, and the driver's own list, which a container without
 # the device files shows too.
@@ -123,13 +123,13 @@ def device_name(device: torch.device) -> str:
 
 
 def device_runtime(device: torch.device) -> ModuleType | None:
-    """``torch.cuda``, ``torch.xpu`` or ``torch.mps``; None of the CPU."""
-    return None if device.type == "cpu" else getattr(torch, device.type, None)
+    """``torch.cuda``, ``torch.xpu`` or ``torch.mps``; None of the others."""
+    return None if device.type in ("cpu", "meta") else getattr(torch, device.type, None)
 
 
 def accelerator_in_use() -> Any:
     """``torch.cuda``, ``torch.xpu`` or ``torch.mps``, the first that has a device; else None."""
-    return next((getattr(torch, kind) for kind in DEVICE_TYPES[1:] if _is_available(kind)), None)
+    return next((getattr(torch, kind) for kind in DEVICE_TYPES[2:] if _is_available(kind)), None)
 
 
 def peak_memory(device: torch.device) -> tuple[int, int] | None:
@@ -165,7 +165,7 @@ def on_card(device: torch.device) -> Iterator[None]:
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """Put the random generator of a device, and torch's on the CPU, back as they were."""
     runtime: Any = device_runtime(device)
-    place = () if device.type in ("cpu", "mps") else (device,)  # of mps there is one
+    place = () if device.type == "mps" else (device,)  # there is one
     own = None if runtime is None else runtime.get_rng_state(*place)
     with torch.random.fork_rng([]):
         try:

@@ -135,7 +135,7 @@ def test_other_accelerators_are_taken_where_there_are_some(kind, monkeypatch):
         load_config("", ["MODEL.DEVICE", f"{kind}:1"])
 
 
-@pytest.mark.parametrize("device", ["meta", "vulkan", "hpu"])
+@pytest.mark.parametrize("device", ["ipu", "vulkan", "hpu"])
 def test_devices_that_nothing_is_computed_on(device):
     with pytest.raises(ConfigError, match=f"MODEL.DEVICE '{device}': use cpu, cuda or cuda:NUMBER"):
         load_config("", ["MODEL.DEVICE", device])
