@@ -135,7 +135,9 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # model_final_ema.pth, and the next of the stages begins with it. 0: none.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Steps in a row whose losses or gradients are not finite that are left out, each with a
-    # warning, before training fails. 0: it fails at the first such loss, as in Detectron2.
+    # warning, before training fails; on a GPU the host then waits once a step for the gradients. 0:
+    # training fails at the first such loss, as in Detectron2; on a GPU behind the next step, or
+    # behind at most 20 with several processes, but before a checkpoint or an evaluation.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
     # SOLVER.LR_SCHEDULER_NAME may also be "WarmupConstantLR" and "ReduceLROnPlateau".
     # Learning rate at the end of "WarmupCosineLR" (Detectron2 after 0.6 has this key too).
