@@ -57,6 +57,7 @@ class Turn:
         busy: percent of the time in which some kernel runs on the GPU; None where nobody looked,
             or no kernel was seen.
         losses: of the first batch by name, in the first turn.
+        different: in what its work is not that of the others, in one line; "" where it is theirs.
         trouble: why there is nothing of the above, in one line; "" where there is.
     """
 
@@ -65,18 +66,19 @@ class Turn:
     memory: tuple[int, int] = (0, 0)
     busy: float | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
+    different: str = ""
     trouble: str = ""
 
 
 class Turns:
     """Gives contenders their turns; `datasets` has to be open.
 
-    The first one whose losses are known is what the others have to equal.
+    The first one whose losses are known is what the others have to equal (`expected`).
     """
 
     def __init__(self, settings: TrainingBenchmark) -> None:
         logging.getLogger("detectron2").setLevel(logging.INFO)  # else its trainer prints everything
-        self._settings = settings
+        self.settings = settings
         self._output = tempfile.TemporaryDirectory()
         self._weights = start_weights(settings, self._output.name)
         self._images: tuple[list[dict], list[dict]] | None = None
@@ -85,7 +87,7 @@ class Turns:
     def take(self, entry: Entry, *, first: bool) -> Turn:
         """One turn of an entry; in its first one its work is compared, and profiled if asked."""
         turn = self._attempt(entry, first)
-        _free(self._settings.device)
+        _free(self.settings.device)
         return turn
 
     def _attempt(self, entry: Entry, first: bool) -> Turn:
@@ -97,10 +99,10 @@ class Turns:
             return Turn(trouble=in_one_line(error))
 
     def _measure(self, entry: Entry, first: bool) -> Turn:
-        settings = self._settings
+        settings = self.settings
         before = memory_start(settings.device)
         contender = build(settings, entry, self._output.name, self._weights)
-        losses = self._compare_work(contender) if first else {}
+        losses, different = self._compare_work(contender) if first else ({}, "")
         contender.run(_WARM_UP)
         seconds, waited = contender.run(settings.steps)
         peak = memory_peak(settings.device)
@@ -108,24 +110,31 @@ class Turns:
         if first and settings.profile and is_gpu(settings.device):
             busy = _busy_share(contender, settings)
         allocated, reserved = (a - b for a, b in zip(peak, before, strict=True))
-        return Turn(tuple(seconds), waited, (allocated, reserved), busy, losses)
+        return Turn(tuple(seconds), waited, (allocated, reserved), busy, losses, different)
 
-    def _compare_work(self, contender: Contender) -> dict[str, float]:
-        """Its losses on the same images as all others, and on those that its own side reads."""
-        if self._images is None:
-            self._images = _images(contender, self._settings.batch)
-        images, own_images = self._images
-        name = contender.entry.name
-        found = contender.losses(images)
-        if not self.expected:
-            self.expected = found
-        tolerance = _TOLERANCE_OF_ROUNDING if contender.entry.tf32 else _TOLERANCE
-        compare_losses(name, found, self.expected, tolerance)
-        if contender.entry.ours:
-            total = {"total": sum(contender.losses(own_images).values())}
-            expected = {"total": sum(self.expected.values())}
-            compare_losses(f"{name}, images of shards", total, expected, _TOLERANCE_OF_READING)
-        return found
+    def _compare_work(self, contender: Contender) -> tuple[dict[str, float], str]:
+        """Its losses on the same images as all others, and what is different about them.
+
+        Our side computes those of the images that it reads itself, too.
+        """
+        entry, found = contender.entry, {}
+        try:
+            if self._images is None:
+                self._images = _images(contender, self.settings.batch)
+            images, own_images = self._images
+            found = contender.losses(images)
+            if not self.expected:
+                self.expected = found
+            tolerance = _TOLERANCE_OF_ROUNDING if entry.tf32 else _TOLERANCE
+            compare_losses(entry.name, found, self.expected, tolerance)
+            if entry.ours:
+                own = {"total": sum(contender.losses(own_images).values())}
+                expected = {"total": sum(self.expected.values())}
+                name = f"{entry.name}, images of shards"
+                compare_losses(name, own, expected, _TOLERANCE_OF_READING)
+        except DifferentWorkError as error:
+            return found, str(error)
+        return found, ""
 
 
 def compare_losses(

@@ -70,14 +70,15 @@ def test_all_begin_with_the_same_weights_and_compute_in_their_own_way(settings, 
     assert mixed.cfg.SOLVER.AMP.DTYPE == "bfloat16"
 
 
-def test_other_work_is_no_row(settings, monkeypatch):
+def test_other_work_is_found(settings, monkeypatch):
     with datasets(settings):
         contenders = Turns(settings)
         stock, ours, _ = entries(settings)
-        assert not contenders.take(stock, first=True).trouble
+        same = contenders.take(stock, first=True)
+        assert not same.trouble and not same.different and len(same.seconds) == settings.steps
         contenders.expected = {n: 2 * x for n, x in contenders.expected.items()}
-        trouble = contenders.take(ours, first=True).trouble
-        assert trouble.startswith("DifferentWorkError: ours fp32: loss_") and "of stock" in trouble
+        other = contenders.take(ours, first=True).different
+        assert other.startswith("ours fp32: loss_") and "of stock Detectron2" in other
 
         class Inverted(turns.CityscapesShardMapper):
             def __call__(self, dataset_dict):
@@ -85,8 +86,8 @@ def test_other_work_is_no_row(settings, monkeypatch):
                 return found | {"image": 255 - found["image"]}
 
         monkeypatch.setattr(turns, "CityscapesShardMapper", Inverted)
-        trouble = Turns(settings).take(stock, first=True).trouble
-        assert "not the image that Detectron2 reads" in trouble
+        other = Turns(settings).take(stock, first=True).different
+        assert "not the image that Detectron2 reads" in other
 
 
 def test_who_does_not_fit_or_fails_is_a_row_and_the_rest_goes_on(settings, monkeypatch):
