@@ -16,8 +16,8 @@ from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.config_files import config_files
-from d2_cityscapes.data.loader import training_images
 from d2_cityscapes.data.register import has_truth
+from d2_cityscapes.data.training_set import training_images
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
