@@ -123,9 +123,9 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     cfg.SOLVER.TF32 = ""
     # Let a GPU add in the same order each time, so that the same run gives the same weights bit for
     # bit (torch.use_deterministic_algorithms), as the CPU does in any case. RoIAlign then runs in
-    # torchvision's Python form, which is slower and takes more memory; the semantic losses of
-    # DeepLabV3Segmentor, SemSegFPNHead and SoftmaxMaskRCNNHead, and the backward pass of RoIPool,
-    # have no such form on CUDA, and end the training in its first step.
+    # torchvision's Python form, which is slower and takes more memory. Detectron2's SemSegFPNHead,
+    # whose loss has no such form on CUDA, and RoIPool, whose backward pass has none, end the
+    # training in its first step.
     cfg.SOLVER.DETERMINISTIC = False
     # Update all parameters of the optimizer by one kernel ("fused" in torch.optim).
     cfg.SOLVER.FUSED = False
