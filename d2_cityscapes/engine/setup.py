@@ -271,7 +271,11 @@ def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], object]) -> Non
     try:
         merge()
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
-        message = " ".join(str(error).strip("'").split())
+        message = " ".join(str(error).split())
+        if isinstance(error, KeyError):  # which quotes what it says
+            message = message.strip("'")
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", message)
         if unknown:
             message = f"unknown config key {unknown[1]}{nearest(unknown[1], _all_keys(cfg))}"
