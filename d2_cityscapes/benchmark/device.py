@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = [
     "StepClock",
     "default_device",
     "device_name",
+    "free_memory",
     "is_gpu",
     "memory_peak",
     "memory_start",
@@ -49,6 +51,13 @@ def synchronize(device: str) -> None:
     """Wait for all that the device has to do."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
+
+
+def free_memory() -> None:
+    """Give back what nobody needs any more: of models, memory and loader processes."""
+    gc.collect()  # models and their hooks hold each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class StepClock:

@@ -8,7 +8,6 @@ numbers; the others go on.
 
 from __future__ import annotations
 
-import gc
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper
 
-from d2_cityscapes.benchmark.device import is_gpu, memory_peak, memory_start, synchronize
+from d2_cityscapes.benchmark.device import free_memory, is_gpu, memory_peak, memory_start
 from d2_cityscapes.benchmark.trainers import (
     OURS,
     STOCK_TREE,
@@ -87,7 +86,7 @@ class Turns:
     def take(self, entry: Entry, *, first: bool) -> Turn:
         """One turn of an entry; in its first one its work is compared, and profiled if asked."""
         turn = self._attempt(entry, first)
-        _free(self.settings.device)
+        free_memory()
         return turn
 
     def _attempt(self, entry: Entry, first: bool) -> Turn:
@@ -180,14 +179,6 @@ def _busy_share(contender: Contender, settings: TrainingBenchmark) -> float | No
         export_trace(profiler, path)
         share = covered(gpu_intervals(path)) / 1e6 / max(sum(seconds), 1e-9)
     return 100 * share or None
-
-
-def _free(device: str) -> None:
-    """Loader processes, threads and memory of the contender before."""
-    gc.collect()
-    if is_gpu(device):
-        synchronize(device)
-        torch.cuda.empty_cache()
 
 
 def in_one_line(error: BaseException) -> str:

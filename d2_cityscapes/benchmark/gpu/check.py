@@ -30,10 +30,10 @@ __all__ = ["JSON", "MARKDOWN", "PARTS", "run_check"]
 JSON, MARKDOWN = "gpu_check.json", "gpu_check.md"
 _SCENES = 20  # seconds
 _PARTS = (  # name, title, seconds on a 24 GB card, whether a failure means that something is wrong
-    ("numbers", "the same numbers as on the CPU", 150, True, same_numbers),
-    ("speed", "training steps beside stock Detectron2", 240, False, speed),
+    ("numbers", "the same numbers as on the CPU", 140, True, same_numbers),
+    ("speed", "training steps beside stock Detectron2", 260, False, speed),
     ("waits", "host waits, kernels, memory", 60, False, waits),
-    ("inference", "prediction and evaluation", 50, False, inference),
+    ("inference", "prediction and evaluation", 40, False, inference),
     ("gate", "short trainings that have to learn", 80, True, gate),
 )
 PARTS = tuple(name for name, *_ in _PARTS)
@@ -61,20 +61,18 @@ def run_check(
         say(f"note: {line}")
     facts = machine_facts(check)
     basis = _basis(check, facts)
-    everything = _parts(check)
-    expected = _SCENES + sum(part.seconds for part in everything if part.name in parts)
+    wanted = [part for part in _parts(check) if part.name in parts]
     if not check.tiny:
-        most = min(expected, check.budget)
+        most = min(_SCENES + sum(part.seconds for part in wanted), check.budget)
         say(f"{facts['device']}: about {most / 60:.0f} minutes; the same command goes on")
     left: list[str] = []
     with lock_folder(check.output), _quiet(), on_card(torch.device(check.device)):
         try:
             with datasets_of(check):
-                for part in everything:
-                    if part.name in parts:
-                        say(f"-- {part.title}")
-                        file = _file(check, part.name)
-                        left += run_part(part, file, basis, deadline=deadline, say=say)
+                for number, part in enumerate(wanted):
+                    say(f"-- {part.title}")
+                    own = _share(wanted[number:], deadline)
+                    left += run_part(part, _file(check, part.name), basis, deadline=own, say=say)
         finally:  # what was found is reported, however it ends
             found = {name: read_rows(_file(check, name), basis) for name in PARTS}
             write_json(check.output / JSON, content(check, facts, command, found, left))
@@ -93,6 +91,12 @@ def _parts(check: GpuCheck) -> list[Part]:
         Part(name, title, seconds, judges, partial(_tasks, kind, check))
         for name, title, seconds, judges, kind in _PARTS
     ]
+
+
+def _share(parts: Sequence[Part], deadline: float) -> float:
+    """When the first of the parts has to end, so that time is left for the others too."""
+    now = time.monotonic()
+    return now + (deadline - now) * parts[0].seconds / sum(part.seconds for part in parts)
 
 
 def _tasks(kind: Callable[[GpuCheck, Found], Iterator], check: GpuCheck, found: Found) -> Iterator:

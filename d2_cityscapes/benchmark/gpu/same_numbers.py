@@ -77,7 +77,7 @@ _OPTIONS = {
 def same_numbers(check: GpuCheck, _: Found) -> Iterator[Task]:
     """Every family in every precision, every option of one family, and prefetched batches."""
 
-    @functools.lru_cache(maxsize=2)  # options come after all families
+    @functools.cache  # each is used for every precision
     def reference(family: str, *opts: str) -> _Reference:
         return _Reference(check, FAMILIES[family], opts)
 

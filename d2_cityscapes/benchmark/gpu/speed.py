@@ -16,6 +16,7 @@ __all__ = ["OURS_BFLOAT16", "OURS_FLOAT16", "STOCK_AMP", "STOCK_FP32", "measured
 STOCK_FP32, STOCK_TF32, STOCK_AMP = "stock fp32, TF32 off", "stock fp32, TF32 on", "stock AMP"
 OURS_FLOAT16, OURS_BFLOAT16 = "ours float16", "ours bfloat16"
 _PROFILED = (STOCK_AMP, OURS_FLOAT16, OURS_BFLOAT16)
+_MAIN = 5  # contenders whose turns come first
 _GIB = 2**30
 
 
@@ -53,7 +54,10 @@ def _entries() -> list[Entry]:
 
 
 def speed(check: GpuCheck, found: Found) -> Iterator[Task]:
-    """A turn of everyone, then the next; a contender without numbers has one turn."""
+    """A turn of everyone, then the next, of the first contenders before those of the others.
+
+    One without numbers has one turn.
+    """
     only_gpu = (STOCK_AMP, OURS_FLOAT16, f"{OURS_BFLOAT16}, compile")
     entries = [entry for entry in _entries() if check.gpu or entry.name not in only_gpu]
     settings = check.training
@@ -67,11 +71,14 @@ def speed(check: GpuCheck, found: Found) -> Iterator[Task]:
                 turns[0].expected = _expected(found)
             return turns[0]
 
-        for number in range(1, settings.rounds + 1):
-            for entry in entries:
-                before = found.get(_name(entry.name, 1))
-                if not (before and before.trouble):
-                    yield _name(entry.name, number), _task(settings, entry, number, taker)
+        rounds = range(1, settings.rounds + 1)
+        groups = (entries[:_MAIN], entries[_MAIN:])
+        for number, entry in (
+            (number, entry) for group in groups for number in rounds for entry in group
+        ):
+            first = found.get(_name(entry.name, 1))
+            if number == 1 or not (first and first.trouble):
+                yield _name(entry.name, number), _task(settings, entry, number, taker)
 
 
 def measured(found: Found) -> dict[str, list[Turn]]:

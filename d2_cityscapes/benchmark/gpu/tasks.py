@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from d2_cityscapes.benchmark.device import free_memory
 from d2_cityscapes.benchmark.turns import DOES_NOT_FIT, in_one_line
 from d2_cityscapes.files import write_json
 from d2_cityscapes.memory import is_out_of_memory
@@ -52,7 +55,7 @@ class Part:
     Attributes:
         name: of its file and on the command line.
         title: for people.
-        seconds: what it is expected to take on a card.
+        seconds: what it is expected to take on a card; its share of the budget.
         judges: whether a task that fails means that something is wrong.
         tasks: from what was found so far, which goes on to grow, to the tasks in order.
     """
@@ -118,6 +121,8 @@ def _run(name: str, task: Callable[[], Finding], *, judges: bool) -> Row:
     except Exception as error:
         trouble = DOES_NOT_FIT if is_out_of_memory(error) else in_one_line(error)
         finding = Finding(trouble, good=False if judges else None, trouble=trouble)
+    if torch.cuda.is_initialized():
+        free_memory()
     seconds = round(time.monotonic() - started, 2)
     return Row(
         finding.text, finding.values, finding.good, finding.trouble, name=name, seconds=seconds
