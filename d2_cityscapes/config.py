@@ -178,11 +178,12 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # (height, width) that every image is resized to, in training and test, whatever its shape; []
     # for Detectron2's rules of the short edge.
     cfg.INPUT.FIXED_SIZE = []
-    # Pad every batch, in training and test, to multiples of this many pixels instead of those of the
-    # backbone, so that sizes in between become one: MODEL.COMPILE then compiles once for each size
-    # that occurs. It is Detectron2's own padding: masks, boxes, semantic losses and predictions end
-    # at the image, while convolutions and batch norms see it, and anchors in it are background. A
-    # multiple of the backbone's own (32), which divides sizes that shall stay; 0: the backbone's.
+    # Pad every batch, in training and test, to multiples of this many pixels instead of those that
+    # the backbone needs, so that sizes in between become one: MODEL.COMPILE then compiles once for
+    # each size that occurs. It is Detectron2's own padding: masks, boxes, semantic losses and
+    # predictions end at the image, while convolutions and batch norms see it, and anchors in it are
+    # background. A multiple of the backbone's own (32), best one that divides sizes that shall
+    # stay; 0: the backbone's.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
     # How images of shards are resized: "torch", or "pil" as Detectron2 does it, which is several
     # times slower; the two differ by up to 2 grey levels in about one value of a hundred.
