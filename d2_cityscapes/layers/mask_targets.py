@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401  (brings the operation that `_roi_align` asks for)
 from torch import Tensor
-from torchvision.ops import roi_align
 
 __all__ = ["mask_coverage"]
 
@@ -89,7 +89,7 @@ def _by_slices(
         maps = id_maps if map_index is None or len(id_maps) == 1 else id_maps[map_index[here]]
         own_ids = ids[here, None, None]
         torch.eq(maps, own_ids, out=masks[: len(own_ids)])
-        coverage += roi_align(masks[:, None], of_part, size, aligned=True)[:, 0]
+        coverage += _roi_align(masks[:, None], of_part, size)[:, 0]
     return coverage
 
 
@@ -131,8 +131,17 @@ def _by_windows(
         y0, y1, x0, x1 = corners[region].tolist()
         window = id_maps[maps[region], y0:y1, x0:x1] == ids[region]
         mask[0, 0, y0:y1, x0:x1] = window  # what is beside it, nobody looks at
-        coverage[region] = roi_align(mask, regions[region, None], size, aligned=True)[0, 0]
+        coverage[region] = _roi_align(mask, regions[region, None], size)[0, 0]
     return coverage
+
+
+def _roi_align(masks: Tensor, regions: Tensor, size: int) -> Tensor:
+    """(R, 1, S, S) of (N, 1, H, W) masks at (R, 5) regions: number of the mask, and box.
+
+    The kernel itself, whose forward pass is always the same. torchvision's function takes another
+    way where PyTorch is told to be deterministic, over all pixels of the map for each cell.
+    """
+    return torch.ops.torchvision.roi_align(masks, regions, 1.0, size, size, 0, True)
 
 
 class _Axis:

@@ -129,6 +129,17 @@ def test_a_gpu_has_few_launches_no_wait_and_little_memory(crowd, fake_gpu):
     assert torch.cuda.max_memory_allocated() - before < 50e6
 
 
+def test_deterministic_operations_are_these(fake_gpu):
+    """torchvision's own function would compile another RoIAlign there."""
+    boxes = [(1.0, 2.0, 50.5, 30.25), (-3.0, 0.0, 20.0, 20.0)]
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        equals_roi_align(boxes, 7, 3, 2, device="cuda")
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_precision_is_kept_under_autocast():
     ids = torch.zeros(1, 300, 300, dtype=torch.int32)
     ids[:, :, 151:] = 5
