@@ -97,6 +97,7 @@ class Case:
             rpn.register_forward_hook(objects_proposed(self.cfg))
             rpn.register_forward_hook(self._take_proposals)
         self._replayed: Sequence[Proposals] = ()
+        self._keeps = False
 
     def step(self, batch: list[dict], proposals: Sequence[Proposals] = ()) -> Step:
         """One optimizer step as the trainer makes it.
@@ -106,7 +107,7 @@ class Case:
             proposals: in place of those of the RPN: `proposals` of another case, after its step.
                 Rounding would order boxes of nearly equal scores in another way.
         """
-        self.proposals, self._replayed = [], proposals
+        self.proposals, self._replayed, self._keeps = [], proposals, not proposals
         losses: list[dict[str, Tensor]] = []
         found: Step = {}
         optimizer = build_optimizer(self.cfg, self.model)
@@ -159,7 +160,8 @@ class Case:
 
     def _take_proposals(self, rpn: nn.Module, inputs: tuple, output: tuple) -> tuple:
         proposals, losses = output
-        self.proposals.append([x.to("cpu") for x in proposals])
+        if self._keeps:
+            self.proposals.append([x.to("cpu") for x in proposals])
         if self._replayed:
             proposals = [x.to(self._device) for x in self._replayed[0]]
         return proposals, losses

@@ -23,7 +23,7 @@ def test_a_step_that_waits_less(gpu_check_settings, fake_gpu):
     tasks = dict(waits(gpu_check_settings, {}))
     family = "Mask R-CNN, k-means anchors (stage 3)"
     fast, plain = (tasks[f"{family}: bfloat16, {kind}"]() for kind in ("fast", "waiting as stock"))
-    assert 0 <= fast.values["waits"] < plain.values["waits"]
+    assert fast.values["waits"] == 3 < plain.values["waits"]  # as docs/benchmarks.md says
     assert plain.values["waits"] == sum(plain.values["lines"].values())
     assert any(line.startswith("detectron2/modeling/") for line in plain.values["lines"])
     assert plain.values["peak_gib"] > 0 and plain.values["kernels"] is None
