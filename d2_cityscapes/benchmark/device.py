@@ -14,6 +14,7 @@ from d2_cityscapes.engine.setup import ConfigError
 
 __all__ = [
     "StepClock",
+    "check_device",
     "default_device",
     "device_name",
     "free_memory",
@@ -35,6 +36,18 @@ def default_device() -> str:
     if reason:
         raise ConfigError(f"{reason}; CUDA_VISIBLE_DEVICES='' hides it")
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        ConfigError: neither the CPU nor a card that this machine has.
+    """
+    reason = devices.why_no_device(device)
+    if not reason and torch.device(device).type not in ("cpu", "cuda"):
+        reason = "use cpu, cuda or cuda:NUMBER; no other kind of device is measured"
+    if reason:
+        raise ConfigError(f"--device {device}: {reason}")
 
 
 def is_gpu(device: str) -> bool:

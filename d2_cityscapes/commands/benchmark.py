@@ -144,8 +144,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.output = args.output or Path(f"benchmark_{args.mode}.json")
         check_outputs([args.output, args.output.with_suffix(".md")], files_read(args))
         check_beside(args.output, args.output.with_suffix(".md"))
+        check_weights(getattr(args, "weights", ""))
     for args in modes:
         measure_mode(args)
+
+
+def check_weights(path: str) -> None:
+    """Refuse a file that neither side could read; an address is left to them."""
+    from d2_cityscapes.files import file_errors
+    from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file
+
+    if path and "://" not in path:
+        with file_errors(path, TensorFileError):
+            read_tensor_file(path)
 
 
 def files_read(args: argparse.Namespace) -> Iterator[Path]:
@@ -246,16 +257,17 @@ def prepare_fusion(args: argparse.Namespace) -> Mode:
 
 
 def prepare_training(args: argparse.Namespace) -> Mode:
-    from d2_cityscapes.benchmark.device import default_device, is_gpu
+    from d2_cityscapes.benchmark.device import check_device, default_device, is_gpu
     from d2_cityscapes.benchmark.trainers import TrainingBenchmark
     from d2_cityscapes.benchmark.training import benchmark_training
     from d2_cityscapes.shards.writer import write_shards
     from d2_cityscapes.sources.cityscapes import find_sources
 
+    device = args.device or default_device()
+    check_device(device)
     tree, shards = scenes(args), args.work_dir / "shards"
     write_shards(find_sources(tree, args.split), shards, split=args.split, progress=True)
     sizes = {"height": 512, "width": 1024, "batch": 2, "workers": 0, "steps": 3}
-    device = args.device or default_device()
     if is_gpu(device):
         sizes = {"height": 1024, "width": 2048, "batch": 4, "workers": 8, "steps": 20}
     given = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}

@@ -34,6 +34,18 @@ def test_numbers_that_measure_nothing(call, arguments):
     assert f"argument {arguments[-2]}: '{arguments[-1]}' is no whole number from" in err
 
 
+@pytest.mark.parametrize(("content", "word"), [(None, "missing"), (b"PK\3\4", "damaged, or it")])
+def test_weights_are_read_first(call, tmp_path, monkeypatch, content, word):
+    pytest.importorskip("detectron2")
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "w.pth").write_bytes(content)
+    code, out, err = call("train", "--weights", "w.pth")
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: w.pth: ") and word in line
+
+
 def test_outputs_are_looked_at_first(call, tmp_path, monkeypatch):
     pytest.importorskip("detectron2")
     monkeypatch.chdir(tmp_path)
@@ -79,3 +91,13 @@ def test_every_group_is_written_as_soon_as_it_is_measured(call, tmp_path, monkey
     (found,) = json.loads((tmp_path / "found.json").read_text())["comparisons"]
     assert found["measure"] == "one"
     assert "| one |" in (tmp_path / "found.md").read_text()
+
+
+def test_a_device_that_there_is_not(call, tmp_path):
+    pytest.importorskip("detectron2")
+    work = tmp_path / "work"
+    code, out, err = call(
+        "train", "--device", "gpu", "--work-dir", work, "--output", work / "x.json"
+    )
+    assert (code, out) == (1, "") and err.startswith("error: --device gpu: use cpu, cuda")
+    assert not work.exists()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from d2_cityscapes.benchmark.comparison import machine
-from d2_cityscapes.benchmark.device import device_name
+from d2_cityscapes.benchmark.device import check_device, device_name
 from d2_cityscapes.benchmark.gpu.settings import GpuCheck
 from d2_cityscapes.engine.devices import lacks_kernels, unusable_gpu
 from d2_cityscapes.errors import D2CityscapesError
@@ -42,6 +42,9 @@ def check_machine(check: GpuCheck) -> list[str]:
             f"{check.configs}: no configs of d2_cityscapes; name the folder configs of a checkout "
             "by --configs"
         )
+    check_device(check.device)
+    if not check.gpu and not check.tiny:
+        raise D2CityscapesError("--device cpu takes hours at full size: give --tiny too")
     lines = _check_card(check) if check.gpu else []
     check_folder(check.output)
     existing = next(p for p in (check.output.resolve(), *check.output.resolve().parents)
@@ -83,9 +86,6 @@ def _check_card(check: GpuCheck) -> list[str]:
         reason = unusable_gpu() or "PyTorch finds no NVIDIA GPU on this machine"
         raise D2CityscapesError(f"{reason}; --device cpu --tiny tries the check itself")
     device = torch.device(check.device)
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise D2CityscapesError(f"--device {check.device}: this machine has {count} GPUs")
     missing = lacks_kernels(device)
     if missing:
         raise D2CityscapesError(f"--device {check.device}: {missing}; install another PyTorch")

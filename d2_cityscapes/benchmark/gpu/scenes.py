@@ -24,32 +24,21 @@ _GATE_SIZE, _GATE_IMAGES, _GATE_SEED = (64, 128), 8, 7  # as the gates of config
 @contextlib.contextmanager
 def datasets_of(check: GpuCheck) -> Iterator[None]:
     """All datasets, made if need be, registered in the block."""
-    images = 4 if check.tiny else 16
-    _make(check, COMPARED, check.compared_size, 4, seed=1)
-    _make(check, FULL, check.full_size, images, seed=1)
-    _make(check, GATE, _GATE_SIZE, _GATE_IMAGES, seed=_GATE_SEED)
-    names = (COMPARED, FULL, GATE)
-    for name in names:
-        register_cityscapes_shards(name, check.output / "shards" / _folder(name), split="train")
+    _make(check, COMPARED, check.compared_size, images=4)
+    _make(check, FULL, check.full_size, images=check.images)
+    _make(check, GATE, _GATE_SIZE, images=_GATE_IMAGES, seed=_GATE_SEED)
     try:
         yield
     finally:
-        for name in names:
+        for name in (COMPARED, FULL, GATE):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
 
-def _make(check: GpuCheck, name: str, size: Size, images: int, *, seed: int) -> None:
-    tree = check.output / "scenes" / _folder(name)
+def _make(check: GpuCheck, name: str, size: Size, *, images: int, seed: int = 1) -> None:
+    tree, shards = check.scenes(size, images), check.shards(size, images)
     height, width = size
     workers = min(os.cpu_count() or 1, 8, images)
-    make_tree(
-        tree, train=images, val=0, height=height, width=width, seed=seed, workers=workers,
-    )  # fmt: skip
-    write_shards(
-        find_sources(tree, "train"), check.output / "shards" / _folder(name), split="train"
-    )
-
-
-def _folder(name: str) -> str:
-    return name.removeprefix("gpu_check_")
+    make_tree(tree, train=images, val=0, height=height, width=width, seed=seed, workers=workers)
+    write_shards(find_sources(tree, "train"), shards, split="train")
+    register_cityscapes_shards(name, shards, split="train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from d2_cityscapes.benchmark.comparison import size_text
 from d2_cityscapes.benchmark.device import is_gpu
 from d2_cityscapes.benchmark.trainers import TrainingBenchmark
 
@@ -63,6 +64,19 @@ class GpuCheck:
         return (64, 128) if self.tiny else (1024, 2048)
 
     @property
+    def images(self) -> int:
+        """Scenes of the full size."""
+        return 4 if self.tiny else 16
+
+    def scenes(self, size: Size, images: int) -> Path:
+        """Folder of so many scenes of a size, as PNG files."""
+        return self.output / "scenes" / f"{images}_of_{size_text(size)}"
+
+    def shards(self, size: Size, images: int) -> Path:
+        """Folder of the same as shards."""
+        return self.output / "shards" / f"{images}_of_{size_text(size)}"
+
+    @property
     def batch(self) -> int:
         """Images of a step in which speed and memory are measured."""
         return 2 if self.tiny else 4
@@ -78,8 +92,8 @@ class GpuCheck:
         height, width = self.full_size
         config = "stage3.yaml" if self.tiny else "full_resolution/stage3.yaml"
         return TrainingBenchmark(
-            cityscapes=self.output / "scenes" / "full",
-            shards=self.output / "shards" / "full",
+            cityscapes=self.scenes(self.full_size, self.images),
+            shards=self.shards(self.full_size, self.images),
             config=self.configs / config,
             stock=self.stock,
             height=height,

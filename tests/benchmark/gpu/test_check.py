@@ -57,6 +57,24 @@ def test_numbers_that_differ_fail_it_and_figures_do_not(cpu_check, monkeypatch):
     assert not run_check(cpu_check, parts=["numbers"], command="", say=lambda line: None)
 
 
+def test_on_a_gpu(gpu_check_settings, fake_gpu, monkeypatch):
+    parts = [(*part[:4], some(part[4], _QUICK["numbers"])) for part in module._PARTS]
+    monkeypatch.setattr(module, "_PARTS", parts)
+    assert run_check(gpu_check_settings, command="python gpu_check.py", say=lambda line: None)
+    content = json.loads((gpu_check_settings.output / JSON).read_text())
+    assert [bar["met"] for bar in content["bars"]] == [None] * 4 + [True]
+    assert content["machine"]["device"] == "Fake GPU"
+    assert (gpu_check_settings.output / MARKDOWN).read_text().startswith("## On one card: Fake GPU")
+
+
+def test_each_part_has_its_share_of_the_time(cpu_check, monkeypatch):
+    monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)
+    parts = module._parts(cpu_check)
+    shares = [module._share(parts[i:], 100.0 + 600) - 100 for i in range(len(parts))]
+    assert 0 < shares[0] < 600 and shares[-1] == 600  # what is left is the last one's
+    assert shares[0] == pytest.approx(600 * parts[0].seconds / sum(p.seconds for p in parts))
+
+
 @pytest.mark.slow
 def test_all_of_it(cpu_check):
     assert run_check(cpu_check, command="python gpu_check.py", say=print)

@@ -37,6 +37,19 @@ def test_no_room_on_the_card(gpu_check_settings, fake_gpu, monkeypatch):
         check_machine(dataclasses.replace(full, device="cuda:1"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"device": "gpu"}, "--device gpu: use cpu, cuda"),
+        ({"device": "meta"}, "--device meta: use cpu, cuda"),
+        ({"tiny": False}, "--device cpu takes hours at full size: give --tiny"),
+    ],
+)
+def test_no_such_device(cpu_check, changes, word):
+    with pytest.raises(D2CityscapesError, match=word):
+        check_machine(dataclasses.replace(cpu_check, **changes))
+
+
 def test_no_room_elsewhere(cpu_check, monkeypatch):
     assert check_machine(cpu_check) == []
     monkeypatch.setattr(machine, "_free_memory", lambda: 0.5)
