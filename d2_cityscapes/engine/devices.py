@@ -74,13 +74,14 @@ def unusable_gpu() -> str:
     if not found:
         return ""
     there = f"this machine has an NVIDIA GPU ({found}), but PyTorch {torch.__version__}"
-    wheel = f"(pip install torch torchvision --index-url {_WHEELS}cuXXX; nvidia-smi shows XX.X)"
+    wheel = f"(pip install torch torchvision --index-url {_WHEELS}cuXXX"
+    newest = "of at most the CUDA version that nvidia-smi shows)"
     if torch.version.cuda is None:
-        return f"{there} is built without CUDA: install a build with it {wheel}"
+        return f"{there} is built without CUDA: install a build with it {wheel}, {newest}"
     return (
         f"{there}, built for CUDA {torch.version.cuda}, cannot use it: {_reason()}. Install a "
-        f"newer driver, or PyTorch for an older CUDA {wheel}; a container has to be started with "
-        "its GPUs (docker run --gpus all)"
+        f"newer driver, or PyTorch for an older CUDA {wheel}, {newest}; start a container with its "
+        "GPUs (docker run --gpus all)"
     )
 
 

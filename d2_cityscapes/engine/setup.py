@@ -250,7 +250,7 @@ def _settle_device(cfg: CfgNode) -> None:
         return
     unusable = unusable_gpu()
     if unusable:
-        raise ConfigError(f"MODEL.DEVICE {name!r}: {unusable}; MODEL.DEVICE cpu computes without")
+        raise ConfigError(f"MODEL.DEVICE {name!r}: {unusable}; or MODEL.DEVICE cpu for the CPU")
     logger.warning("no CUDA device found: MODEL.DEVICE is cpu")
     cfg.MODEL.DEVICE = "cpu"
     if cfg.SOLVER.AMP.ENABLED:
