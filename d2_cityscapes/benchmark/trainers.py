@@ -20,10 +20,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from d2_cityscapes.benchmark.device import StepClock, default_device, device_name, is_gpu
+from d2_cityscapes.benchmark.proposals import ProposalTap
 from d2_cityscapes.benchmark.stock_tree import mask_format, read_tree
 from d2_cityscapes.data.register import register_cityscapes_shards
 from d2_cityscapes.engine.computing import tf32
-from d2_cityscapes.engine.proposed_objects import objects_proposed
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.trainer import Trainer
 from d2_cityscapes.labels import CITYSCAPES
@@ -143,6 +143,7 @@ class Contender:
 
     def __init__(self, entry: Entry, trainer: DefaultTrainer) -> None:
         self.entry, self.trainer = entry, trainer
+        self.tap = ProposalTap(trainer.cfg, trainer.model)
         self._device = trainer.cfg.MODEL.DEVICE
 
     def run(self, steps: int) -> tuple[list[float], float | None]:
@@ -229,7 +230,6 @@ def build(
     trainer = kind(cfg)
     if weights is not None:
         trainer.model.load_state_dict(weights)
-    trainer.model.proposal_generator.register_forward_hook(objects_proposed(cfg))
     return Contender(entry, trainer)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from detectron2.data import DatasetCatalog, DatasetMapper
 
 from d2_cityscapes.benchmark.device import free_memory, is_gpu, memory_peak, memory_start
+from d2_cityscapes.benchmark.proposals import Proposals
 from d2_cityscapes.benchmark.trainers import (
     OURS,
     STOCK_TREE,
@@ -30,13 +31,14 @@ from d2_cityscapes.benchmark.trainers import (
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.engine.profiling import covered, export_trace, gpu_intervals
 from d2_cityscapes.memory import is_out_of_memory
+from d2_cityscapes.modeling.execution.wait_free.where import as_on_cpu
 
 __all__ = ["DOES_NOT_FIT", "DifferentWorkError", "Turn", "Turns", "in_one_line"]
 
 DOES_NOT_FIT = "does not fit"
 _WARM_UP = 2  # steps
-# How far losses may lie apart, as parts of them. Rounding may lift a score over another one, which
-# changes what proposals are drawn; two readers differ in resizing, and by a pixel in boxes.
+# How far losses may lie apart, as parts of them; two readers differ in resizing, and by a pixel in
+# boxes, and so in what proposals are drawn.
 _TOLERANCE, _TOLERANCE_OF_ROUNDING, _TOLERANCE_OF_READING = 0.02, 0.1, 0.3
 _GREY_LEVELS = 2.0  # mean difference of the pixels of two readers
 
@@ -69,10 +71,19 @@ class Turn:
     trouble: str = ""
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Losses of a contender by name, and what proposals they follow from."""
+
+    entry: Entry
+    losses: Mapping[str, float]
+    proposals: Sequence[Proposals]
+
+
 class Turns:
     """Gives contenders their turns; `datasets` has to be open.
 
-    The first one whose losses are known is what the others have to equal (`expected`).
+    The first one whose losses are known is what the others have to equal (`reference`).
     """
 
     def __init__(self, settings: TrainingBenchmark) -> None:
@@ -81,7 +92,7 @@ class Turns:
         self._output = tempfile.TemporaryDirectory()
         self._weights = start_weights(settings, self._output.name)
         self._images: tuple[list[dict], list[dict]] | None = None
-        self.expected: Mapping[str, float] = {}
+        self.reference: Reference | None = None
 
     def take(self, entry: Entry, *, first: bool) -> Turn:
         """One turn of an entry; in its first one its work is compared, and profiled if asked."""
@@ -112,7 +123,7 @@ class Turns:
         return Turn(tuple(seconds), waited, (allocated, reserved), busy, losses, different)
 
     def _compare_work(self, contender: Contender) -> tuple[dict[str, float], str]:
-        """Its losses on the same images as all others, and what is different about them.
+        """Its losses on the same images and proposals as all others; what is different about them.
 
         Our side computes those of the images that it reads itself, too.
         """
@@ -121,16 +132,20 @@ class Turns:
             if self._images is None:
                 self._images = _images(contender, self.settings.batch)
             images, own_images = self._images
-            found = contender.losses(images)
-            if not self.expected:
-                self.expected = found
-            tolerance = _TOLERANCE_OF_ROUNDING if entry.tf32 else _TOLERANCE
-            compare_losses(entry.name, found, self.expected, tolerance)
+            given = self.reference.proposals if self.reference else ()
+            with contender.tap.give(given), contender.tap.keep() as proposals, as_on_cpu():
+                found = contender.losses(images)  # as_on_cpu: by the samples of Detectron2
+            if self.reference is None:
+                self.reference = Reference(entry, found, proposals)
+            exact = not entry.tf32 and not self.reference.entry.tf32
+            tolerance = _TOLERANCE if exact else _TOLERANCE_OF_ROUNDING
+            expected = self.reference.losses
+            compare_losses(entry.name, found, expected, tolerance)
             if entry.ours:
                 own = {"total": sum(contender.losses(own_images).values())}
-                expected = {"total": sum(self.expected.values())}
+                total = {"total": sum(expected.values())}
                 name = f"{entry.name}, images of shards"
-                compare_losses(name, own, expected, _TOLERANCE_OF_READING)
+                compare_losses(name, own, total, _TOLERANCE_OF_READING)
         except DifferentWorkError as error:
             return found, str(error)
         return found, ""
@@ -148,7 +163,7 @@ def compare_losses(
     for loss, other in expected.items():
         own = found.get(loss)
         if own is None or not abs(own - other) <= tolerance * max(abs(other), 0.1 * scale):
-            raise DifferentWorkError(f"{name}: {loss} is {own}, of stock Detectron2 {other}")
+            raise DifferentWorkError(f"{name}: {loss} is {own}, of the first {other}")
 
 
 def _images(contender: Contender, batch: int) -> tuple[list[dict], list[dict]]:

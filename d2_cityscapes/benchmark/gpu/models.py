@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2_cityscapes.benchmark.gpu.scenes import COMPARED
 from d2_cityscapes.benchmark.gpu.settings import GpuCheck, Size
-from d2_cityscapes.engine.proposed_objects import objects_proposed
+from d2_cityscapes.benchmark.proposals import Proposals, ProposalTap
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.step.optimizer import build_optimizer
 from d2_cityscapes.engine.step.training_step import build_training_step
@@ -46,7 +45,6 @@ _LEARNED_NORMS = (
 _TRIES = 20  # steps until float16 has found its scale
 
 State = Mapping[str, Tensor]  # of a model, on the CPU
-Proposals = list[Instances]  # of the images of a batch, on the CPU
 # losses, "norm of the gradients of PART" and "norm of the update", by name
 Step = dict[str, float]
 
@@ -91,13 +89,7 @@ class Case:
             self.model.load_state_dict(state)
         self.model.train()
         self.proposals: list[Proposals] = []
-        self._device = device
-        rpn = getattr(self.model, "proposal_generator", None)
-        if isinstance(rpn, nn.Module):
-            rpn.register_forward_hook(objects_proposed(self.cfg))
-            rpn.register_forward_hook(self._take_proposals)
-        self._replayed: Sequence[Proposals] = ()
-        self._keeps = False
+        self._tap = ProposalTap(self.cfg, self.model)
 
     def step(self, batch: list[dict], proposals: Sequence[Proposals] = ()) -> Step:
         """One optimizer step as the trainer makes it.
@@ -105,9 +97,7 @@ class Case:
         Args:
             batch: the images of each of its batches.
             proposals: in place of those of the RPN: `proposals` of another case, after its step.
-                Rounding would order boxes of nearly equal scores in another way.
         """
-        self.proposals, self._replayed, self._keeps = [], proposals, not proposals
         losses: list[dict[str, Tensor]] = []
         found: Step = {}
         optimizer = build_optimizer(self.cfg, self.model)
@@ -121,7 +111,7 @@ class Case:
         )
         step = build_training_step(self.cfg, self.model, itertools.repeat(batch), optimizer)
         step.iter = 0
-        with EventStorage():
+        with EventStorage(), self._tap.give(proposals), self._tap.keep() as self.proposals:
             for _ in range(_TRIES):
                 if not found:  # float16 leaves out steps whose gradients overflow
                     losses.clear()
@@ -157,14 +147,6 @@ class Case:
             f"norm of the gradients of {part}": torch.stack(norms).norm().item()
             for part, norms in parts.items()
         }
-
-    def _take_proposals(self, rpn: nn.Module, inputs: tuple, output: tuple) -> tuple:
-        proposals, losses = output
-        if self._keeps:
-            self.proposals.append([x.to("cpu") for x in proposals])
-        if self._replayed:
-            proposals = [x.to(self._device) for x in self._replayed[0]]
-        return proposals, losses
 
 
 def start_state(check: GpuCheck, config: str, batch: list[dict]) -> State:

@@ -12,7 +12,6 @@ import torch
 from d2_cityscapes.benchmark.gpu.models import (
     FAMILIES,
     Case,
-    Proposals,
     State,
     Step,
     same_draws,
@@ -21,6 +20,7 @@ from d2_cityscapes.benchmark.gpu.models import (
 from d2_cityscapes.benchmark.gpu.scenes import COMPARED
 from d2_cityscapes.benchmark.gpu.settings import GpuCheck
 from d2_cityscapes.benchmark.gpu.tasks import Finding, Found, Task
+from d2_cityscapes.benchmark.proposals import Proposals
 from d2_cityscapes.benchmark.trainers import FAST, amp
 from d2_cityscapes.data.loader import build_train_loader
 from d2_cityscapes.engine.computing import tf32

@@ -68,7 +68,6 @@ def speed(check: GpuCheck, found: Found) -> Iterator[Task]:
             if not turns:
                 stack.enter_context(datasets(settings))
                 turns.append(Turns(settings))
-                turns[0].expected = _expected(found)
             return turns[0]
 
         rounds = range(1, settings.rounds + 1)
@@ -112,12 +111,6 @@ def _task(
 
 def _turn(row: Row) -> Turn:
     return Turn(**row.values) if row.values else Turn(trouble=row.trouble)
-
-
-def _expected(found: Found) -> dict[str, float]:
-    """Losses that the others have to equal, of a call before this one."""
-    losses = (dict(_turn(row).losses) for row in found.values() if not row.trouble)
-    return next(filter(None, losses), {})
 
 
 def _name(entry: str, number: int) -> str:
