@@ -97,10 +97,10 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # instead of into its output: one pass over the map less. The weights stay as they are.
     cfg.MODEL.RESNETS.FOLD_FROZEN_NORM = False
 
-    # Let RPN and ROI heads train without asking the GPU for numbers all the time, twice a step
-    # instead of about 30 times an image, and match anchors in bounded memory. On the CPU the same
-    # to the bit; on a GPU the samplers draw other, equally likely anchors and proposals from the
-    # same seed.
+    # Let RPN and ROI heads train without asking the GPU for numbers all the time, three times a
+    # step instead of 26 times and 15 times an image, and match anchors in bounded memory. On the
+    # CPU the same to the bit; on a GPU the samplers draw other, equally likely anchors and
+    # proposals from the same seed, and the RPN adds its losses in another order.
     cfg.MODEL.WAIT_FREE = False
 
     # Width of the hidden layers of "MLPMaskHead", of which there are NUM_CONV.
@@ -123,9 +123,9 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     cfg.SOLVER.TF32 = ""
     # Let a GPU add in the same order each time, so that the same run gives the same weights bit for
     # bit (torch.use_deterministic_algorithms), as the CPU does in any case. RoIAlign then runs in
-    # torchvision's Python form, which is slower and takes more memory; the semantic losses of
-    # DeepLabV3Segmentor, SemSegFPNHead and SoftmaxMaskRCNNHead, and the backward pass of RoIPool,
-    # have no such form on CUDA, and end the training in its first step.
+    # torchvision's Python form, which is slower and takes more memory. Detectron2's SemSegFPNHead,
+    # whose loss has no such form on CUDA, and RoIPool, whose backward pass has none, end the
+    # training in its first step.
     cfg.SOLVER.DETERMINISTIC = False
     # Update all parameters of the optimizer by one kernel ("fused" in torch.optim).
     cfg.SOLVER.FUSED = False
@@ -135,7 +135,9 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # model_final_ema.pth, and the next of the stages begins with it. 0: none.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Steps in a row whose losses or gradients are not finite that are left out, each with a
-    # warning, before training fails. 0: it fails at the first such loss, as in Detectron2.
+    # warning, before training fails; on a GPU the host then waits once a step for the gradients. 0:
+    # training fails at the first such loss, as in Detectron2; on a GPU behind the next step, or
+    # behind at most 20 with several processes, but before a checkpoint or an evaluation.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
     # SOLVER.LR_SCHEDULER_NAME may also be "WarmupConstantLR" and "ReduceLROnPlateau".
     # Learning rate at the end of "WarmupCosineLR" (Detectron2 after 0.6 has this key too).
@@ -176,11 +178,12 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # (height, width) that every image is resized to, in training and test, whatever its shape; []
     # for Detectron2's rules of the short edge.
     cfg.INPUT.FIXED_SIZE = []
-    # Pad every batch, in training and test, to multiples of this many pixels instead of those of the
-    # backbone, so that sizes in between become one: MODEL.COMPILE then compiles once for each size
-    # that occurs. It is Detectron2's own padding: masks, boxes, semantic losses and predictions end
-    # at the image, while convolutions and batch norms see it, and anchors in it are background. A
-    # multiple of the backbone's own (32), which divides sizes that shall stay; 0: the backbone's.
+    # Pad every batch, in training and test, to multiples of this many pixels instead of those that
+    # the backbone needs, so that sizes in between become one: MODEL.COMPILE then compiles once for
+    # each size that occurs. It is Detectron2's own padding: masks, boxes, semantic losses and
+    # predictions end at the image, while convolutions and batch norms see it, and anchors in it are
+    # background. A multiple of the backbone's own (32), best one that divides sizes that shall
+    # stay; 0: the backbone's.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
     # How images of shards are resized: "torch", or "pil" as Detectron2 does it, which is several
     # times slower; the two differ by up to 2 grey levels in about one value of a hundred.

@@ -47,6 +47,11 @@ def test_a_subcommand_speaks_of_itself(capsys):
     assert "usage: d2c report" in capsys.readouterr().out
 
 
+def test_the_doctor_hands_the_gpu_on(capsys):
+    assert leave("doctor", "--gpu", "--help") == 0
+    assert "--budget" in capsys.readouterr().out
+
+
 def test_a_failure_is_one_line(capsys, tmp_path):
     assert leave("report", str(tmp_path)) == 1
     error = capsys.readouterr().err

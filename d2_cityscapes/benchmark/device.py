@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from typing import Any
 
@@ -13,8 +14,10 @@ from d2_cityscapes.engine.setup import ConfigError
 
 __all__ = [
     "StepClock",
+    "check_device",
     "default_device",
     "device_name",
+    "free_memory",
     "is_gpu",
     "memory_peak",
     "memory_start",
@@ -35,6 +38,18 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_device(device: str) -> None:
+    """
+    Raises:
+        ConfigError: neither the CPU nor a card that this machine has.
+    """
+    reason = devices.why_no_device(device)
+    if not reason and torch.device(device).type not in ("cpu", "cuda"):
+        reason = "use cpu, cuda or cuda:NUMBER; no other kind of device is measured"
+    if reason:
+        raise ConfigError(f"--device {device}: {reason}")
+
+
 def is_gpu(device: str) -> bool:
     """Whether it is a CUDA device: "cuda", "cuda:1"."""
     return torch.device(device).type == "cuda"
@@ -49,6 +64,13 @@ def synchronize(device: str) -> None:
     """Wait for all that the device has to do."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
+
+
+def free_memory() -> None:
+    """Give back what nobody needs any more: of models, memory and loader processes."""
+    gc.collect()  # models and their hooks hold each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class StepClock:

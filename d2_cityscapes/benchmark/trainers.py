@@ -19,10 +19,11 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from d2_cityscapes.benchmark.device import StepClock, default_device, device_name, is_gpu, tf32
+from d2_cityscapes.benchmark.device import StepClock, default_device, device_name, is_gpu
+from d2_cityscapes.benchmark.proposals import ProposalTap
 from d2_cityscapes.benchmark.stock_tree import mask_format, read_tree
 from d2_cityscapes.data.register import register_cityscapes_shards
-from d2_cityscapes.engine.proposed_objects import objects_proposed
+from d2_cityscapes.engine.computing import tf32
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.trainer import Trainer
 from d2_cityscapes.labels import CITYSCAPES
@@ -50,7 +51,7 @@ _SAME = (  # settings of both sides: what Detectron2 0.6 has too
 )  # fmt: skip
 FAST = (
     "SOLVER.CHANNELS_LAST", "True", "SOLVER.FUSED", "True", "DATALOADER.PREFETCH", "True",
-    "MODEL.RESNETS.FOLD_FROZEN_NORM", "True",
+    "MODEL.RESNETS.FOLD_FROZEN_NORM", "True", "MODEL.WAIT_FREE", "True",
 )  # fmt: skip
 
 
@@ -142,6 +143,7 @@ class Contender:
 
     def __init__(self, entry: Entry, trainer: DefaultTrainer) -> None:
         self.entry, self.trainer = entry, trainer
+        self.tap = ProposalTap(trainer.cfg, trainer.model)
         self._device = trainer.cfg.MODEL.DEVICE
 
     def run(self, steps: int) -> tuple[list[float], float | None]:
@@ -228,7 +230,6 @@ def build(
     trainer = kind(cfg)
     if weights is not None:
         trainer.model.load_state_dict(weights)
-    trainer.model.proposal_generator.register_forward_hook(objects_proposed(cfg))
     return Contender(entry, trainer)
 
 
@@ -250,5 +251,7 @@ def _config(settings: TrainingBenchmark, entry: Entry, output: str) -> CfgNode:
         "DATALOADER.NUM_WORKERS", str(settings.workers), "MODEL.DEVICE", settings.device,
         "INPUT.MASK_FORMAT", mask_format(settings.stock),
     ]  # fmt: skip
+    if not entry.ours:
+        own += ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]
     opts = [*_SAME, *own, *settings.common, *entry.options]
     return load_config(settings.config, opts, train=False)

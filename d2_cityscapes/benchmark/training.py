@@ -44,16 +44,16 @@ def benchmark_training(
             for number in range(settings.rounds):
                 for entry in everyone:
                     own = taken.setdefault(entry.name, [])
-                    if not trouble_of(own):
+                    if not _problem(own):
                         own.append(turns.take(entry, first=number == 0))
         finally:
             comparisons = _comparisons(settings, everyone, taken)
             if comparisons:
                 report(comparisons)
     problems = [
-        f"{name}: {trouble_of(own)}"
+        f"{name}: {_problem(own)}"
         for name, own in taken.items()
-        if trouble_of(own) not in ("", DOES_NOT_FIT)
+        if _problem(own) not in ("", DOES_NOT_FIT)
     ]
     if problems:
         raise D2CityscapesError.of_many(problems, "the other comparisons were reported")
@@ -63,6 +63,11 @@ def benchmark_training(
 def trouble_of(turns: Sequence[Turn]) -> str:
     """Why a contender has no numbers; "" where it has."""
     return next((turn.trouble for turn in turns if turn.trouble), "")
+
+
+def _problem(turns: Sequence[Turn]) -> str:
+    """Trouble, or other work, whose time says nothing."""
+    return trouble_of(turns) or next((turn.different for turn in turns if turn.different), "")
 
 
 def turn_seconds(turns: Sequence[Turn]) -> list[float]:
@@ -85,7 +90,7 @@ def _comparisons(
     taken = {name: turns for name, turns in taken.items() if turns}
     found = []
     for what, unit, value, higher in shown:
-        values = {name: trouble_of(turns) or value(turns) for name, turns in taken.items()}
+        values = {name: _problem(turns) or value(turns) for name, turns in taken.items()}
         for name in (entry.name for entry in everyone if entry.ours and entry.name in values):
             peers = {peer: values[peer] for peer in _peers(name, everyone) if peer in values}
             measure = f"{what}, {settings.what}, {name}"

@@ -8,17 +8,17 @@ numbers; the others go on.
 
 from __future__ import annotations
 
-import gc
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper
 
-from d2_cityscapes.benchmark.device import is_gpu, memory_peak, memory_start, synchronize
+from d2_cityscapes.benchmark.device import free_memory, is_gpu, memory_peak, memory_start
+from d2_cityscapes.benchmark.proposals import Proposals
 from d2_cityscapes.benchmark.trainers import (
     OURS,
     STOCK_TREE,
@@ -31,13 +31,14 @@ from d2_cityscapes.benchmark.trainers import (
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.engine.profiling import covered, export_trace, gpu_intervals
 from d2_cityscapes.memory import is_out_of_memory
+from d2_cityscapes.modeling.execution.wait_free.where import as_on_cpu
 
 __all__ = ["DOES_NOT_FIT", "DifferentWorkError", "Turn", "Turns", "in_one_line"]
 
 DOES_NOT_FIT = "does not fit"
 _WARM_UP = 2  # steps
-# How far losses may lie apart, as parts of them. Rounding may lift a score over another one, which
-# changes what proposals are drawn; two readers differ in resizing, and by a pixel in boxes.
+# How far losses may lie apart, as parts of them; two readers differ in resizing, and by a pixel in
+# boxes, and so in what proposals are drawn.
 _TOLERANCE, _TOLERANCE_OF_ROUNDING, _TOLERANCE_OF_READING = 0.02, 0.1, 0.3
 _GREY_LEVELS = 2.0  # mean difference of the pixels of two readers
 
@@ -57,6 +58,7 @@ class Turn:
         busy: percent of the time in which some kernel runs on the GPU; None where nobody looked,
             or no kernel was seen.
         losses: of the first batch by name, in the first turn.
+        different: in what its work is not that of the others, in one line; "" where it is theirs.
         trouble: why there is nothing of the above, in one line; "" where there is.
     """
 
@@ -65,27 +67,37 @@ class Turn:
     memory: tuple[int, int] = (0, 0)
     busy: float | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
+    different: str = ""
     trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Losses of a contender by name, and what proposals they follow from."""
+
+    entry: Entry
+    losses: Mapping[str, float]
+    proposals: Sequence[Proposals]
 
 
 class Turns:
     """Gives contenders their turns; `datasets` has to be open.
 
-    The first one whose losses are known is what the others have to equal.
+    The first one whose losses are known is what the others have to equal (`reference`).
     """
 
     def __init__(self, settings: TrainingBenchmark) -> None:
         logging.getLogger("detectron2").setLevel(logging.INFO)  # else its trainer prints everything
-        self._settings = settings
+        self.settings = settings
         self._output = tempfile.TemporaryDirectory()
         self._weights = start_weights(settings, self._output.name)
         self._images: tuple[list[dict], list[dict]] | None = None
-        self.expected: Mapping[str, float] = {}
+        self.reference: Reference | None = None
 
     def take(self, entry: Entry, *, first: bool) -> Turn:
         """One turn of an entry; in its first one its work is compared, and profiled if asked."""
         turn = self._attempt(entry, first)
-        _free(self._settings.device)
+        free_memory()
         return turn
 
     def _attempt(self, entry: Entry, first: bool) -> Turn:
@@ -97,10 +109,10 @@ class Turns:
             return Turn(trouble=in_one_line(error))
 
     def _measure(self, entry: Entry, first: bool) -> Turn:
-        settings = self._settings
+        settings = self.settings
         before = memory_start(settings.device)
         contender = build(settings, entry, self._output.name, self._weights)
-        losses = self._compare_work(contender) if first else {}
+        losses, different = self._compare_work(contender) if first else ({}, "")
         contender.run(_WARM_UP)
         seconds, waited = contender.run(settings.steps)
         peak = memory_peak(settings.device)
@@ -108,24 +120,35 @@ class Turns:
         if first and settings.profile and is_gpu(settings.device):
             busy = _busy_share(contender, settings)
         allocated, reserved = (a - b for a, b in zip(peak, before, strict=True))
-        return Turn(tuple(seconds), waited, (allocated, reserved), busy, losses)
+        return Turn(tuple(seconds), waited, (allocated, reserved), busy, losses, different)
 
-    def _compare_work(self, contender: Contender) -> dict[str, float]:
-        """Its losses on the same images as all others, and on those that its own side reads."""
-        if self._images is None:
-            self._images = _images(contender, self._settings.batch)
-        images, own_images = self._images
-        name = contender.entry.name
-        found = contender.losses(images)
-        if not self.expected:
-            self.expected = found
-        tolerance = _TOLERANCE_OF_ROUNDING if contender.entry.tf32 else _TOLERANCE
-        compare_losses(name, found, self.expected, tolerance)
-        if contender.entry.ours:
-            total = {"total": sum(contender.losses(own_images).values())}
-            expected = {"total": sum(self.expected.values())}
-            compare_losses(f"{name}, images of shards", total, expected, _TOLERANCE_OF_READING)
-        return found
+    def _compare_work(self, contender: Contender) -> tuple[dict[str, float], str]:
+        """Its losses on the same images and proposals as all others; what is different about them.
+
+        Our side computes those of the images that it reads itself, too.
+        """
+        entry, found = contender.entry, {}
+        try:
+            if self._images is None:
+                self._images = _images(contender, self.settings.batch)
+            images, own_images = self._images
+            given = self.reference.proposals if self.reference else ()
+            with contender.tap.give(given), contender.tap.keep() as proposals, as_on_cpu():
+                found = contender.losses(images)  # as_on_cpu: by the samples of Detectron2
+            if self.reference is None:
+                self.reference = Reference(entry, found, proposals)
+            exact = not entry.tf32 and not self.reference.entry.tf32
+            tolerance = _TOLERANCE if exact else _TOLERANCE_OF_ROUNDING
+            expected = self.reference.losses
+            compare_losses(entry.name, found, expected, tolerance)
+            if entry.ours:
+                own = {"total": sum(contender.losses(own_images).values())}
+                total = {"total": sum(expected.values())}
+                name = f"{entry.name}, images of shards"
+                compare_losses(name, own, total, _TOLERANCE_OF_READING)
+        except DifferentWorkError as error:
+            return found, str(error)
+        return found, ""
 
 
 def compare_losses(
@@ -140,7 +163,7 @@ def compare_losses(
     for loss, other in expected.items():
         own = found.get(loss)
         if own is None or not abs(own - other) <= tolerance * max(abs(other), 0.1 * scale):
-            raise DifferentWorkError(f"{name}: {loss} is {own}, of stock Detectron2 {other}")
+            raise DifferentWorkError(f"{name}: {loss} is {own}, of the first {other}")
 
 
 def _images(contender: Contender, batch: int) -> tuple[list[dict], list[dict]]:
@@ -171,14 +194,6 @@ def _busy_share(contender: Contender, settings: TrainingBenchmark) -> float | No
         export_trace(profiler, path)
         share = covered(gpu_intervals(path)) / 1e6 / max(sum(seconds), 1e-9)
     return 100 * share or None
-
-
-def _free(device: str) -> None:
-    """Loader processes, threads and memory of the contender before."""
-    gc.collect()
-    if is_gpu(device):
-        synchronize(device)
-        torch.cuda.empty_cache()
 
 
 def in_one_line(error: BaseException) -> str:

@@ -13,10 +13,12 @@
                stock computes in fp32, on a GPU also with TF32 and in mixed precision; there, peak
                memory and the share of time that the GPU is busy are compared too
 
+               A contender that does not fit into the GPU is a row that says so
+
 Several modes, e.g. "minidl fusion", run one after the other with the same options.
 For data, evaluation and train, without --cityscapes, synthetic scenes are made in --work-dir first,
 and kept for the next run, as the shards are. Ratios above 1 are in favour of this package. Writes
-JSON, and Markdown beside it.
+JSON, and Markdown beside it, anew with every group of results: what ends a run loses none of them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -37,9 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# What says what was found so far, and what a mode has found: its settings, its comparisons.
-Report = Callable[["Sequence[Comparison]"], None]
-Measured = tuple[Any, "Sequence[Comparison]"]
+# A mode: its settings, and what measures by them.
+Mode = tuple[Any, Callable[..., Any]]
 
 SIZE = {"height": 1024, "width": 2048}
 
@@ -115,6 +116,10 @@ def add_training(train: argparse.ArgumentParser) -> None:
         choices=["png-polygons", "png-rle", "json-polygons"],
         help="how Detectron2 reads the tree; polygons need OpenCV, JSON needs shapely",
     )
+    train.add_argument("--device", default="", help="cpu, cuda or cuda:1; a GPU where there is one")
+    train.add_argument(
+        "--no-profile", action="store_true", help="leave out the time that the GPU is busy"
+    )
     train.add_argument("--compile", action="store_true", help="our model with MODEL.COMPILE")
     train.add_argument("--weights", default="", help="checkpoint for both sides; else random ones")
     train.add_argument(
@@ -133,36 +138,63 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes import register_components
 
     register_components()
-    from d2_cityscapes.files import check_outputs
+    from d2_cityscapes.files import check_beside, check_outputs
 
     for args in modes:
         args.output = args.output or Path(f"benchmark_{args.mode}.json")
-        read = [args.weights] if getattr(args, "weights", "") else []
-        check_outputs([args.output, args.output.with_suffix(".md")], read)
+        check_outputs([args.output, args.output.with_suffix(".md")], files_read(args))
+        check_beside(args.output, args.output.with_suffix(".md"))
+        check_weights(getattr(args, "weights", ""))
     for args in modes:
         measure_mode(args)
+
+
+def check_weights(path: str) -> None:
+    """Refuse a file that neither side could read; an address is left to them."""
+    from d2_cityscapes.files import file_errors
+    from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file
+
+    if path and "://" not in path:
+        with file_errors(path, TensorFileError):
+            read_tensor_file(path)
+
+
+def files_read(args: argparse.Namespace) -> Iterator[Path]:
+    """What a mode reads and was told of: weights, and the pictures and labels of a tree."""
+    if getattr(args, "weights", ""):
+        yield Path(args.weights)
+    if getattr(args, "cityscapes", None) is not None:
+        yield from args.cityscapes.rglob("*.*")
 
 
 def measure_mode(args: argparse.Namespace) -> None:
     from d2_cityscapes.benchmark.comparison import as_markdown, write_comparisons
 
-    def report(found: Sequence[Comparison]) -> None:
-        print(as_markdown(found), flush=True)
-
-    measure = {
-        "data": measure_data,
-        "evaluation": measure_evaluation,
-        "minidl": measure_minidl,
-        "fusion": measure_fusion,
-        "train": measure_training,
+    prepare = {
+        "data": prepare_data,
+        "evaluation": prepare_evaluation,
+        "minidl": prepare_minidl,
+        "fusion": prepare_fusion,
+        "train": prepare_training,
     }[args.mode]
-    settings, comparisons = measure(args, report)
-    write_comparisons(
-        args.output,
-        comparisons,
-        command=shlex.join(sys.argv),
-        settings={name: str(value) for name, value in asdict(settings).items()},
-    )
+    settings, measure = prepare(args)
+    found: list[Comparison] = []
+
+    def write() -> None:
+        write_comparisons(
+            args.output,
+            found,
+            command=shlex.join(sys.argv),
+            settings={name: str(value) for name, value in asdict(settings).items()},
+        )
+
+    def report(group: Sequence[Comparison]) -> None:
+        print(as_markdown(group), flush=True)
+        found.extend(group)
+        write()
+
+    measure(settings, report=report)
+    write()
     print(f"wrote {args.output} and {args.output.with_suffix('.md')}")
 
 
@@ -178,7 +210,7 @@ def scenes(args: argparse.Namespace) -> Path:
     return tree
 
 
-def measure_data(args: argparse.Namespace, report: Report) -> Measured:
+def prepare_data(args: argparse.Namespace) -> Mode:
     from d2_cityscapes.benchmark.data import DataBenchmark, benchmark_data
     from d2_cityscapes.shards.writer import write_shards
     from d2_cityscapes.sources.cityscapes import find_sources
@@ -194,10 +226,10 @@ def measure_data(args: argparse.Namespace, report: Report) -> Measured:
         rounds=args.rounds,
         batches=args.batches,
     )
-    return settings, benchmark_data(settings, report=report)
+    return settings, benchmark_data
 
 
-def measure_evaluation(args: argparse.Namespace, report: Report) -> Measured:
+def prepare_evaluation(args: argparse.Namespace) -> Mode:
     from d2_cityscapes.benchmark.evaluation import EvaluationBenchmark, benchmark_evaluation
 
     settings = EvaluationBenchmark(
@@ -207,35 +239,36 @@ def measure_evaluation(args: argparse.Namespace, report: Report) -> Measured:
         images=args.images,
         rounds=args.rounds,
     )
-    return settings, benchmark_evaluation(settings, report=report)
+    return settings, benchmark_evaluation
 
 
-def measure_minidl(args: argparse.Namespace, report: Report) -> Measured:
+def prepare_minidl(args: argparse.Namespace) -> Mode:
     from d2_cityscapes.benchmark.minidl import MiniDLBenchmark, benchmark_minidl
 
     settings = MiniDLBenchmark(rounds=args.rounds)
-    return settings, benchmark_minidl(settings, report=report)
+    return settings, benchmark_minidl
 
 
-def measure_fusion(args: argparse.Namespace, report: Report) -> Measured:
+def prepare_fusion(args: argparse.Namespace) -> Mode:
     from d2_cityscapes.benchmark.fusion import FusionBenchmark, benchmark_fusion
 
     settings = FusionBenchmark(rounds=args.rounds)
-    return settings, benchmark_fusion(settings, report=report)
+    return settings, benchmark_fusion
 
 
-def measure_training(args: argparse.Namespace, report: Report) -> Measured:
-    import torch
-
+def prepare_training(args: argparse.Namespace) -> Mode:
+    from d2_cityscapes.benchmark.device import check_device, default_device, is_gpu
     from d2_cityscapes.benchmark.trainers import TrainingBenchmark
     from d2_cityscapes.benchmark.training import benchmark_training
     from d2_cityscapes.shards.writer import write_shards
     from d2_cityscapes.sources.cityscapes import find_sources
 
+    device = args.device or default_device()
+    check_device(device)
     tree, shards = scenes(args), args.work_dir / "shards"
     write_shards(find_sources(tree, args.split), shards, split=args.split, progress=True)
     sizes = {"height": 512, "width": 1024, "batch": 2, "workers": 0, "steps": 3}
-    if torch.cuda.is_available():
+    if is_gpu(device):
         sizes = {"height": 1024, "width": 2048, "batch": 4, "workers": 8, "steps": 20}
     given = {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
     settings = TrainingBenchmark(
@@ -249,6 +282,8 @@ def measure_training(args: argparse.Namespace, report: Report) -> Measured:
         compile=args.compile,
         weights=args.weights,
         overrides=args.ours,
+        device=device,
+        profile=not args.no_profile,
         **sizes | given,
     )
-    return settings, benchmark_training(settings, report=report)
+    return settings, benchmark_training

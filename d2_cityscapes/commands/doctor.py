@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2_cityscapes.commands import gpu_check
 from d2_cityscapes.commands.cli import HelpFormatter
 
 __all__ = ["main"]
+
+_GPU = "--gpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("output"), metavar="DIR", help="where runs will go"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        _GPU,
+        action="store_true",
+        help="ten minutes of checks on the GPU instead; --gpu --help says more",
+    )
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if _GPU in arguments:
+        arguments.remove(_GPU)
+        return gpu_check.main(arguments)
+    args = parser.parse_args(arguments)
 
     from d2_cityscapes.doctor.examination import examine
     from d2_cityscapes.doctor.findings import as_json, as_text, problems

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     register_components()
     from d2_cityscapes.config_files import files_read
-    from d2_cityscapes.files import check_outputs
+    from d2_cityscapes.files import check_not_read
     from d2_cityscapes.search.errors import SearchError
     from d2_cityscapes.search.findings.best import BEST, write_best
     from d2_cityscapes.search.findings.confirm import run_again
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.search.space.plan_file import read_plan
     from d2_cityscapes.search.study import check_study, open_search
     from d2_cityscapes.search.trials.folders import check_folder, make_folder
-    from d2_cityscapes.search.trials.storage import storage_errors
+    from d2_cityscapes.search.trials.storage import storage_errors, storage_file
     from d2_cityscapes.search.trials.trial_queue import count_finished
 
     # a config is read for every trial; that there is no GPU need not be said each time
@@ -103,14 +103,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = args.output_dir.absolute() / "study.db"
     storage = args.storage or f"sqlite:///{own}"
     name = args.study_name or args.config_file.stem
+    file = storage_file(storage)
+    outputs = [args.output_dir / BEST, *report_files(args.output_dir), *([file] if file else [])]
+    check_not_read(outputs, [args.config_file, *files_read(plan.base, plan.unsampled)])
     known = None
     if args.storage or own.exists():
         known = check_study(plan, storage=storage, study_name=name)
     check_folder(args.output_dir, known)
-    check_outputs(
-        [args.output_dir / BEST, *report_files(args.output_dir)],
-        [args.config_file, *files_read(plan.base, plan.unsampled)],
-    )
     print("checking that every parameter reaches what trains ...", flush=True)
     for parameter, paths in check_reach(plan, allow_unused=args.allow_unused).items():
         print(f"  {parameter} acts on {', '.join(paths)}")

@@ -25,6 +25,7 @@ from d2_cityscapes.engine.devices import (
     on_card,
     peak_memory,
 )
+from d2_cityscapes.engine.out_of_memory import explained
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.memory import fragmentation_advice
 
@@ -72,6 +73,7 @@ def computing(cfg: CfgNode) -> Iterator[None]:
 
     Raises:
         ConfigError: see `check_computing`; or a card that this PyTorch has no kernels for.
+        GpuMemoryError: the card had no memory left for what was done in the block.
     """
     check_computing(cfg)
     device = torch.device(cfg.MODEL.DEVICE)
@@ -79,7 +81,8 @@ def computing(cfg: CfgNode) -> Iterator[None]:
         _check_card(cfg, device)
         how = computed_on(device)
         logger.info("computes with %s", ", ".join(f"{k} {v}".strip() for k, v in how.items()))
-        yield
+        with explained(cfg):
+            yield
 
 
 def computed_on(device: torch.device | str) -> dict[str, str]:

@@ -28,7 +28,7 @@ __all__ = [
     "why_no_device",
 ]
 
-DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+DEVICE_TYPES = ("cpu", "meta", "cuda", "mps", "xpu")  # meta: shapes alone, no memory
 _USE = "use cpu, cuda or cuda:NUMBER (mps or xpu where PyTorch has them)"
 # One entry for each NVIDIA GPU: device files, and the driver's own list, which a container without
 # the device files shows too.
@@ -74,13 +74,14 @@ def unusable_gpu() -> str:
     if not found:
         return ""
     there = f"this machine has an NVIDIA GPU ({found}), but PyTorch {torch.__version__}"
-    wheel = f"(pip install torch torchvision --index-url {_WHEELS}cuXXX; nvidia-smi shows XX.X)"
+    wheel = f"(pip install torch torchvision --index-url {_WHEELS}cuXXX"
+    newest = "of at most the CUDA version that nvidia-smi shows)"
     if torch.version.cuda is None:
-        return f"{there} is built without CUDA: install a build with it {wheel}"
+        return f"{there} is built without CUDA: install a build with it {wheel}, {newest}"
     return (
         f"{there}, built for CUDA {torch.version.cuda}, cannot use it: {_reason()}. Install a "
-        f"newer driver, or PyTorch for an older CUDA {wheel}; a container has to be started with "
-        "its GPUs (docker run --gpus all)"
+        f"newer driver, or PyTorch for an older CUDA {wheel}, {newest}; start a container with its "
+        "GPUs (docker run --gpus all)"
     )
 
 
@@ -123,13 +124,13 @@ def device_name(device: torch.device) -> str:
 
 
 def device_runtime(device: torch.device) -> ModuleType | None:
-    """``torch.cuda``, ``torch.xpu`` or ``torch.mps``; None of the CPU."""
-    return None if device.type == "cpu" else getattr(torch, device.type, None)
+    """``torch.cuda``, ``torch.xpu`` or ``torch.mps``; None of the others."""
+    return None if device.type in ("cpu", "meta") else getattr(torch, device.type, None)
 
 
 def accelerator_in_use() -> Any:
     """``torch.cuda``, ``torch.xpu`` or ``torch.mps``, the first that has a device; else None."""
-    return next((getattr(torch, kind) for kind in DEVICE_TYPES[1:] if _is_available(kind)), None)
+    return next((getattr(torch, kind) for kind in DEVICE_TYPES[2:] if _is_available(kind)), None)
 
 
 def peak_memory(device: torch.device) -> tuple[int, int] | None:
@@ -165,7 +166,7 @@ def on_card(device: torch.device) -> Iterator[None]:
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """Put the random generator of a device, and torch's on the CPU, back as they were."""
     runtime: Any = device_runtime(device)
-    place = () if device.type in ("cpu", "mps") else (device,)  # of mps there is one
+    place = () if device.type == "mps" else (device,)  # there is one
     own = None if runtime is None else runtime.get_rng_state(*place)
     with torch.random.fork_rng([]):
         try:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -16,15 +17,20 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2_cityscapes.data.loader import build_train_loader
+from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.data.register import label_table_of
+from d2_cityscapes.data.training_set import training_set
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
+from d2_cityscapes.engine.devices import device_runtime, peak_memory
 from d2_cityscapes.engine.distributed import scale_to_world
+from d2_cityscapes.engine.out_of_memory import GpuMemoryError
 from d2_cityscapes.engine.proposed_objects import objects_proposed
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.step.activations import saved_activations
 from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_parameters
 from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.memory import is_out_of_memory
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import (
     FreezeReport,
@@ -50,6 +56,7 @@ class DryRun:
         batch: images in a batch, by the config.
         images: images of the batch that was measured: as many, unless they did not fit.
         image_size: (height, width) of the largest of them, in pixels.
+        objects: in the most crowded of them; 0 where the model is not trained on objects.
         precision: what the network computes in.
         accumulate_steps: batches in a step.
         processes: how many train together.
@@ -67,6 +74,7 @@ class DryRun:
     accumulate_steps: int
     processes: int
     sizes: Mapping[str, int]
+    objects: int = 0
     peak: tuple[int, int] | None = None
     largest_batch: int | None = None
 
@@ -79,7 +87,7 @@ class DryRun:
             f"{100 * trains / (trains + frozen):.1f} % of the parameters train",
             "",
             f"measured with a batch of {_count(self.images)} of {height} x {width} px, in "
-            f"{self.precision}",
+            f"{self.precision}{self._objects_text()}",
             f"a step is {self._step_text()}",
             "",
             f"{'memory':<38}  {'bytes':>16}  {'MiB':>10}",
@@ -97,6 +105,11 @@ class DryRun:
         lines.append(f"largest SOLVER.IMS_PER_BATCH that fits: {fits * self.processes}{more}")
         return "\n".join(lines)
 
+    def _objects_text(self) -> str:
+        if not self.objects:
+            return ""
+        return f"; of DATASETS.TRAIN those with most objects, up to {self.objects}"
+
     def _step_text(self) -> str:
         effective = self.batch * self.processes * self.accumulate_steps
         text = f"{self.accumulate_steps} x {_count(self.batch)}"
@@ -106,13 +119,14 @@ class DryRun:
 
 
 def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
-    """Build model, loader and optimizer, and train on the first batch, in memory.
+    """Build model, loader and optimizer, and train on the images with most objects, in memory.
 
     One step is enough on the CPU. On a GPU more of them, with batches of other sizes, find the
     largest that fits.
 
-    The images have the largest size of INPUT.MIN_SIZE_TRAIN, and their proposals enough boxes of
-    objects for the full share of foreground (ROI_HEADS.POSITIVE_FRACTION), as those of a trained
+    The images are those of DATASETS.TRAIN with most objects, as matching anchors with these takes
+    memory too. They have the largest size of INPUT.MIN_SIZE_TRAIN, and their proposals enough boxes
+    of objects for the full share of foreground (ROI_HEADS.POSITIVE_FRACTION), as those of a trained
     network: with random weights the mask head would see few. All that MODEL.FREEZE.SCHEDULE
     unfreezes trains. No file is written.
 
@@ -128,7 +142,8 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
     model = build_model(cfg)
     _thaw(cfg, model)
     optimizer = build_optimizer(cfg, model)
-    batch = next(iter(build_train_loader(cfg)))
+    build_train_loader(cfg)  # which refuses what training would refuse
+    batch = _crowded(cfg)
     optimized = optimized_parameters(optimizer)
     if Path(cfg.MODEL.WEIGHTS).is_file():  # not "", nor a file to be fetched first
         checkpointer = Checkpointer(
@@ -143,7 +158,8 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
     if isinstance(rpn, nn.Module):
         rpn.register_forward_hook(objects_proposed(cfg))
     average = [torch.empty_like(p) for p in optimized] if cfg.SOLVER.EMA_DECAY > 0 else []
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    device = torch.device(cfg.MODEL.DEVICE)
+    on_gpu = peak_memory(device) is not None
 
     def run_step(images: int) -> None:
         loader = itertools.repeat(list(itertools.islice(itertools.cycle(batch), images)))
@@ -153,13 +169,13 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
             step.run_step()
 
     def fits(images: int) -> bool:
-        return _without_running_out(lambda: run_step(images), optimizer)
+        return _without_running_out(lambda: run_step(images), optimizer, device)
 
     with later_parameters_on(model), _finite():
         _make_states(optimizer)
         largest = largest_that_fits(fits, len(batch), _MOST) if on_gpu else None
         if largest == 0:
-            raise D2CityscapesError("a training step with one image does not fit the GPU")
+            raise GpuMemoryError(f"a training step with one image does not fit {device}")
         images = min(len(batch), largest or len(batch))
         with saved_activations(model) as saved:
             run_step(images)
@@ -172,11 +188,12 @@ def dry_run(cfg: CfgNode, *, processes: int = 1) -> DryRun:
             batch=len(batch),
             images=images,
             image_size=_largest(batch),
+            objects=max(len(x.get("instances", ())) for x in batch),
             precision=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32",
             accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
             processes=processes,
             sizes=sizes,
-            peak=_peak(lambda: run_step(images)) if on_gpu else None,
+            peak=_peak(lambda: run_step(images), device) if on_gpu else None,
             largest_batch=largest,
         )
 
@@ -241,16 +258,21 @@ def _make_states(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def _without_running_out(run: Callable[[], None], optimizer: torch.optim.Optimizer) -> bool:
+def _without_running_out(
+    run: Callable[[], None], optimizer: torch.optim.Optimizer, device: torch.device
+) -> bool:
     """Whether it runs in the memory of the GPU, which is emptied afterwards."""
     fits = True
     try:
         run()
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         fits = False  # and here its traceback lets go of what the step held
     optimizer.zero_grad()
     gc.collect()
-    torch.cuda.empty_cache()
+    runtime: Any = device_runtime(device)
+    runtime.empty_cache()
     return fits
 
 
@@ -265,12 +287,26 @@ def _finite() -> Iterator[None]:
         ) from error
 
 
-def _peak(run: Callable[[], None]) -> tuple[int, int]:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+def _peak(run: Callable[[], None], device: torch.device) -> tuple[int, int]:
+    runtime: Any = device_runtime(device)
+    runtime.empty_cache()
+    runtime.reset_peak_memory_stats(device)
     run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    runtime.synchronize(device)
+    return peak_memory(device) or (0, 0)
+
+
+def _crowded(cfg: CfgNode) -> list[dict]:
+    """A batch of the images with most objects, from most on. Their pixels alone are read.
+
+    Images that DATALOADER.RANDOM_SUBSET_RATIO leaves out may be among them.
+    """
+    dicts, _ = training_set(cfg)
+    counts = [sum(not a.get("iscrowd") for a in d.get("annotations", ())) for d in dicts]
+    most = sorted(range(len(dicts)), key=lambda i: -counts[i])[: cfg.SOLVER.IMS_PER_BATCH]
+    mapper = CityscapesShardMapper(cfg, True)
+    batch = [mapper({k: v for k, v in dicts[i].items() if k != "annotations"}) for i in most]
+    return list(itertools.islice(itertools.cycle(batch), cfg.SOLVER.IMS_PER_BATCH))
 
 
 def _sizes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.drawing.overlay import draw_instance_ids
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
+from d2_cityscapes.engine.out_of_memory import during, images_in_words
 from d2_cityscapes.engine.picture_files import (
     DRAWN_SUFFIX,
     ENDINGS,
@@ -66,7 +68,7 @@ class Predictor:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         height, width = image.shape[:2]
         inputs = {"image": self._mapper.augment(pixels).pixels, "height": height, "width": width}
-        with torch.no_grad():
+        with torch.no_grad(), during(partial(images_in_words, [inputs])):
             return self._model([inputs])[0]
 
 

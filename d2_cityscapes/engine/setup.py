@@ -16,8 +16,8 @@ from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.config_files import config_files
-from d2_cityscapes.data.loader import training_images
 from d2_cityscapes.data.register import has_truth
+from d2_cityscapes.data.training_set import training_images
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
@@ -258,7 +258,7 @@ def _settle_device(cfg: CfgNode) -> None:
         return
     unusable = unusable_gpu()
     if unusable:
-        raise ConfigError(f"MODEL.DEVICE {name!r}: {unusable}; MODEL.DEVICE cpu computes without")
+        raise ConfigError(f"MODEL.DEVICE {name!r}: {unusable}; or MODEL.DEVICE cpu for the CPU")
     logger.warning("no CUDA device found: MODEL.DEVICE is cpu")
     cfg.MODEL.DEVICE = "cpu"
     if cfg.SOLVER.AMP.ENABLED:
@@ -279,7 +279,11 @@ def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], object]) -> Non
     try:
         merge()
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
-        message = " ".join(str(error).strip("'").split())
+        message = " ".join(str(error).split())
+        if isinstance(error, KeyError):  # which quotes what it says
+            message = message.strip("'")
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", message)
         if unknown:
             message = f"unknown config key {unknown[1]}{nearest(unknown[1], _all_keys(cfg))}"

@@ -51,6 +51,7 @@ from d2_cityscapes.engine.computing import (
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
 from d2_cityscapes.engine.hooks import FreezeHook, SettleHook
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
+from d2_cityscapes.engine.out_of_memory import during
 from d2_cityscapes.engine.precise_bn import repeatable
 from d2_cityscapes.engine.profiling import ProfileHook
 from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
@@ -74,6 +75,7 @@ from d2_cityscapes.errors import D2CityscapesError, building
 from d2_cityscapes.evaluation.evaluators import ShardEvaluators, build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
+from d2_cityscapes.memory import is_out_of_memory
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import unwrap
 from d2_cityscapes.run_folder import PICTURES, RESULTS
@@ -166,7 +168,8 @@ class Trainer(DefaultTrainer):
         started = time.perf_counter()
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results = super().test(cfg, model, evaluators)
+        with during(lambda: "the evaluation"):
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / RESULTS
             write_results(
@@ -206,7 +209,7 @@ class Trainer(DefaultTrainer):
         # A step's random numbers follow from its number: so they need no place in the checkpoint
         # (which only the first rank writes), and no evaluation in between shifts them.
         seed_generators(self.data_loader.seed, STEP, self.iter, comm.get_rank(), gpu=True)
-        with refused_in_a_line():
+        with during(lambda: f"iteration {self.iter}"), refused_in_a_line():
             super().run_step()
 
     def state_dict(self) -> dict:
@@ -299,7 +302,8 @@ class Trainer(DefaultTrainer):
 
 def _no_trace_of_mistakes(record: logging.LogRecord) -> bool:
     """Keep what ends as one line of the command out of the log of the training loop."""
-    return not (record.exc_info and isinstance(record.exc_info[1], D2CityscapesError))
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not (isinstance(error, D2CityscapesError) or is_out_of_memory(error))
 
 
 def _check_results(cfg: CfgNode) -> None:

@@ -39,7 +39,7 @@ class ValidationLossHook(HookBase):
     """Logs the means of the training losses over a validation set as val/<name>.
 
     With their sum, val/total_loss, they stand beside the training losses of the same iteration. The
-    training run goes on as it would without the hook, to the last bit.
+    training run goes on as it would without the hook, on the CPU to the last bit.
 
     Args:
         period: iterations between two validations; another one follows the last iteration.

@@ -18,7 +18,7 @@ from d2_cityscapes.evaluation.instances.evaluators import (
 from d2_cityscapes.evaluation.panoptic.evaluator import PanopticEvaluator
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.evaluation.semantic.evaluator import SemSegEvaluator
-from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator
+from d2_cityscapes.evaluation.shard_evaluator import ShardEvaluator, output_on_cpu
 from d2_cityscapes.evaluation.submission.instances import InstanceSubmissionWriter
 from d2_cityscapes.evaluation.submission.writer import (
     PanopticSubmissionWriter,
@@ -39,11 +39,14 @@ __all__ = [
 
 
 class ShardEvaluators(DatasetEvaluators):
-    """Several evaluators as one."""
+    """Several evaluators as one: what a GPU predicted is copied from it once for all of them."""
 
     def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
         super().__init__(list(evaluators))
         self.evaluators = tuple(evaluators)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        super().process(inputs, [output_on_cpu(output) for output in outputs])
 
     @property
     def rows(self) -> list[ResultRow]:

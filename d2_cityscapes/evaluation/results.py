@@ -133,7 +133,7 @@ def add_weights(
         path: the file.
         weights: file of the weights.
         training_images: how many images they were trained on, of how many, and why others were left
-            out; see `d2_cityscapes.data.loader.TrainingImages`.
+            out; see `d2_cityscapes.data.training_set.TrainingImages`.
     """
     rows, document = read_results(path)
     if training_images is not None:

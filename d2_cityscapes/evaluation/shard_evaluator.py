@@ -14,16 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 from detectron2.utils import comm
+from torch import Tensor
 
 from d2_cityscapes.evaluation.panoptic.map_scores import InvalidMapError
 from d2_cityscapes.evaluation.results import ResultRow
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.modeling.panoptic.fusion import pixels_around
+from d2_cityscapes.modeling.panoptic.postprocessing import empty_masks
 from d2_cityscapes.shards.reader import open_shard
 
-__all__ = ["ShardEvaluator", "each_once", "naming_image", "true_ids"]
+__all__ = ["ShardEvaluator", "each_once", "naming_image", "output_on_cpu", "true_ids"]
 
 Part = TypeVar("Part")
 
@@ -98,6 +103,56 @@ def naming_image(image: dict, part: str) -> Iterator[None]:
         yield
     except InvalidMapError as error:
         raise InvalidMapError(f"{image['image_id']}: {part}: {error}") from error
+
+
+def output_on_cpu(output: dict[str, Any]) -> dict[str, Any]:
+    """What a model predicts for an image, in main memory but for semantic scores.
+
+    Those, (C, H, W) of 160 MB at full size, stay where they are: their best class is found there.
+    Of masks the boxes alone are copied where nothing is outside of them, as of pasted masks.
+    """
+    found = dict(output)
+    if "instances" in found:
+        found["instances"] = _on_cpu(found["instances"])
+    if "panoptic_seg" in found:
+        panoptic, segments_info = found["panoptic_seg"]
+        found["panoptic_seg"] = getattr(panoptic, "cpu", lambda: panoptic)(), segments_info
+    return found
+
+
+def _on_cpu(found: Instances) -> Instances:
+    fields = dict(found.get_fields())
+    masks = fields.pop("pred_masks", None)
+    moved = Instances(found.image_size, **fields).to("cpu")
+    if masks is None:
+        return moved
+    boxes = getattr(fields.get("pred_boxes"), "tensor", None)
+    pasted = isinstance(masks, torch.Tensor) and masks.dtype == torch.bool
+    if pasted and boxes is not None and masks.device.type != "cpu" and len(masks):
+        moved.pred_masks = _masks_on_cpu(masks, boxes)
+    else:
+        moved.pred_masks = masks.to("cpu")
+    return moved
+
+
+def _masks_on_cpu(masks: Tensor, boxes: Tensor) -> Tensor:
+    """(N, H, W) bool masks from a GPU, by one copy of what is in their boxes and a pixel around.
+
+    Args:
+        masks: (N, H, W).
+        boxes: (N, 4) XYXY_ABS pixels.
+    """
+    size = (masks.shape[1], masks.shape[2])
+    places = pixels_around(boxes, size)
+    crops = [m[y0:y1, x0:x1] for m, (x0, y0, x1, y1) in zip(masks, places, strict=True)]
+    inside = torch.cat([crop.flatten() for crop in crops])
+    if inside.count_nonzero() != masks.count_nonzero():  # not those of a pasted mask
+        return masks.to("cpu")
+    result = empty_masks(len(masks), size, torch.device("cpu"))
+    copied = inside.cpu().split([crop.numel() for crop in crops])
+    for mask, pixels, (x0, y0, x1, y1) in zip(result, copied, places, strict=True):
+        mask[y0:y1, x0:x1] = pixels.view(y1 - y0, x1 - x0)
+    return result
 
 
 def true_ids(image: dict, table: LabelTable) -> np.ndarray:

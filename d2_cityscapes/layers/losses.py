@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 __all__ = [
     "bootstrapped_cross_entropy",
     "giou_loss",
+    "map_cross_entropy",
     "mean_of_hardest",
     "upsampled_cross_entropy",
 ]
@@ -139,6 +140,26 @@ def upsampled_cross_entropy(
             )
         )  # fmt: skip
     return torch.cat(bands)
+
+
+def map_cross_entropy(
+    logits: Tensor, target: Tensor, *, reduction: str = "mean", ignore_value: int = -100
+) -> Tensor:
+    """PyTorch's cross entropy of maps, also where its algorithms have to be deterministic.
+
+    On CUDA it sums maps in any order, and refuses to where that is not allowed
+    (``torch.use_deterministic_algorithms``). Then the pixels are summed by another operation.
+
+    Args:
+        logits: (N, C, H, W).
+        target: (N, H, W) integer classes, or `ignore_value`.
+        reduction: "sum", or "mean" over the pixels that are not ignored.
+        ignore_value: what does not count in `target`.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.cross_entropy(logits, target, ignore_index=ignore_value, reduction=reduction)
+    total = F.cross_entropy(logits, target, ignore_index=ignore_value, reduction="none").sum()
+    return total / (target != ignore_value).sum() if reduction == "mean" else total
 
 
 def mean_of_hardest(losses: Tensor, top_k: float) -> Tensor:

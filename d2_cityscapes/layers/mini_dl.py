@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from d2_cityscapes.layers.recomputed import norm_and_leaky_relu
 
 __all__ = ["LEAKY_SLOPE", "MiniDL", "init_layer", "sliding_mean"]
 
@@ -76,8 +77,8 @@ class MiniDL(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, channels, H, W), for any H and W."""
         branches = (self.branch_local(x), self.branch_dilated(x), self.context(x))
-        hidden = self._activate(self.branch_norm(torch.cat(branches, dim=1)))
-        return self._activate(self.fuse_norm(self.fuse(hidden)))
+        hidden = norm_and_leaky_relu(self.branch_norm, torch.cat(branches, dim=1), self.slope)
+        return norm_and_leaky_relu(self.fuse_norm, self.fuse(hidden), self.slope)
 
     def context(self, x: Tensor) -> Tensor:
         """The third branch before its norm: (N, in_channels, H, W) to (N, channels, H, W).
@@ -98,10 +99,6 @@ class MiniDL(nn.Module):
         if not convolve_first:
             averages = self.branch_context(averages)
         return averages.expand(-1, -1, *x.shape[2:])
-
-    def _activate(self, x: Tensor) -> Tensor:
-        # in place: neither a norm nor a convolution needs its output for the gradient
-        return F.leaky_relu(x, self.slope, inplace=True)
 
 
 def sliding_mean(x: Tensor, window: int, axis: int) -> Tensor:

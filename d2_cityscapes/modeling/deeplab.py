@@ -24,6 +24,8 @@ from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
+from d2_cityscapes.layers.losses import map_cross_entropy
+from d2_cityscapes.layers.recomputed import recomputed
 from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
 
@@ -137,9 +139,9 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
         """
         images = [x["image"].to(self.device) for x in batched_inputs]
         batch = self._padded([(x - self.pixel_mean) / self.pixel_std for x in images], 0.0)
-        logits = self.logits(batch.tensor)
         if self.training:
-            return self._losses(logits, self._targets(batched_inputs))
+            return self._losses(self._coarse_logits(batch.tensor), self._targets(batched_inputs))
+        logits = self.logits(batch.tensor)
         return [
             {
                 "sem_seg": sem_seg_postprocess(
@@ -157,16 +159,16 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
         Args:
             images: (N, 3, h, w), normalised.
         """
+        size = images.shape[-2:]
+        return {name: _upsampled(x, size) for name, x in self._coarse_logits(images).items()}
+
+    def _coarse_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """The same, in the cells that the heads see."""
         features = self.backbone(images)
         found = {"out": _classify(self.classifier, features["out"])}
         if self.training and self.aux_loss_weight > 0:
             found["aux"] = _classify(self.aux_classifier, features["aux"])
-        size = images.shape[-2:]
-        return {
-            # in float32 as the loss is, whatever the layers before compute in
-            name: F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False)
-            for name, x in found.items()
-        }
+        return found
 
     def _targets(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
         """(N, h, w) channels to train; padding of a smaller image is never void, but ignored."""
@@ -227,17 +229,32 @@ def _classify(head: nn.Module, features: Tensor) -> Tensor:
         ) from error
 
 
+def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, K, *size), in float32 as the loss is, whatever the layers before compute in."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
 def _cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
     """Mean over the pixels that count; of none 0, with a gradient of zeros, where PyTorch has nan.
 
+    One image at a time is upsampled, and again in the backward pass: in float32 19 classes of
+    1024 x 2048 pixels are 152 MiB, of which a batch would keep two maps an image.
+
     Args:
-        logits: (N, K, h, w).
+        logits: (N, K, ., .), upsampled to the targets here.
         targets: (N, h, w) channels, or `ignore_value`.
         ignore_value: pixels that do not count.
     """
+
+    def total(own: Tensor, target: Tensor) -> Tensor:
+        upsampled = _upsampled(own[None], (target.shape[0], target.shape[1]))
+        return map_cross_entropy(
+            upsampled, target[None], ignore_value=ignore_value, reduction="sum"
+        )
+
     counted = (targets != ignore_value).sum()
-    total = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="sum")
-    return total / counted.clamp(min=1)
+    sums = [recomputed(total, *image) for image in zip(logits, targets, strict=True)]
+    return torch.stack(sums).sum() / counted.clamp(min=1)
 
 
 def _wanted_size(inputs: dict[str, Any], h: int, w: int) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Linear, ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
@@ -19,6 +18,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.layers.losses import map_cross_entropy
 from d2_cityscapes.modeling.execution.deferred_scalars import put_scalar_later
 from d2_cityscapes.modeling.execution.mask_loss import WaitFreeMaskLoss, mask_targets
 
@@ -78,7 +78,7 @@ class SoftmaxMaskRCNNHead(MaskRCNNConvUpsampleHead):
         with torch.no_grad():
             inside = _of_channel(logits.softmax(dim=1), channels) > 0.5
             put_scalar_later("mask_rcnn/accuracy", (inside == masks).float().mean())
-        return F.cross_entropy(logits, target)
+        return map_cross_entropy(logits, target)
 
     def _channels(self, classes: list[Tensor]) -> Tensor:
         """(R,) the channel of each region's class; all of them share channel 0 where K is 1."""

@@ -16,6 +16,7 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.box_head import GIoUROIHeads
 from d2_cityscapes.modeling.execution.dense import set_dense_options
 from d2_cityscapes.modeling.execution.exact_pooling import pool_exactly
+from d2_cityscapes.modeling.execution.lean_pooling import pool_without_indices
 from d2_cityscapes.modeling.execution.wait_free.parts import stop_waiting
 from d2_cityscapes.modeling.freezing.freeze import freeze_modules, plan_freezing
 from d2_cityscapes.modeling.freezing.guard import await_schedule, keep_in_eval
@@ -49,6 +50,7 @@ def put_into_force(cfg: CfgNode, model: nn.Module) -> None:
         logger.info("Frozen: %s\n%s", ", ".join(report.frozen_modules), report.table())
     set_dense_options(cfg, model)
     pool_exactly(model)
+    pool_without_indices(model)
     if cfg.MODEL.WAIT_FREE:
         logger.info("Parts that do not wait for the GPU: %d", stop_waiting(model))
     vars(model)["options_in_force"] = True

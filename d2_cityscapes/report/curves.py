@@ -149,4 +149,4 @@ def draw_losses(axis: Axes, losses: Mapping[str, Mapping[int, float]]) -> None:
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, frameon=False, loc="upper right")

@@ -8,9 +8,10 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from d2_cityscapes.errors import run
+from d2_cityscapes.errors import D2CityscapesError, run
 from d2_cityscapes.worker_pool import leave_with_parent
 
 __all__ = ["train_in_fresh_process"]
@@ -20,12 +21,22 @@ def train_in_fresh_process(config_file: Path, opts: Sequence[str]) -> int:
     """Train what `tools/train_net.py --resume` would, and return the exit code.
 
     The process ends with this one, whether that is killed, interrupted by Ctrl-C or fails.
+
+    Raises:
+        D2CityscapesError: what the process raised of this kind, a user's mistake.
     """
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_train, args=(config_file, opts))
+    mistakes, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_train, args=(config_file, opts, theirs))
     try:
         with _without_ctrl_c():
             process.start()
+        theirs.close()  # so that its end is seen here
+        wait([mistakes, process.sentinel])
+        if mistakes.poll():
+            with contextlib.suppress(EOFError):
+                text, details = mistakes.recv()
+                raise D2CityscapesError(text, details=details)
         process.join()
     finally:
         if process.pid:  # it has started
@@ -51,14 +62,17 @@ def _without_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _train(config_file: Path, opts: Sequence[str]) -> None:
+def _train(config_file: Path, opts: Sequence[str], mistakes: Connection) -> None:
     from d2_cityscapes.engine.trainer import setup, train
 
     leave_with_parent()
     args = argparse.Namespace(config_file=str(config_file), opts=list(opts), eval_only=False)
 
     def main() -> None:
-        # an override is for all stages, and need not act in each
-        train(setup(args), resume=True, allow_unused=set(opts[::2]))
+        try:
+            # an override is for all stages, and need not act in each
+            train(setup(args), resume=True, allow_unused=set(opts[::2]))
+        except D2CityscapesError as error:
+            mistakes.send((str(error), error.details))
 
     run(main)

@@ -239,7 +239,13 @@ def _run_stage(stage: Stage) -> None:
         return
     begins = f"from {stage.cfg.MODEL.WEIGHTS or 'random weights'}"
     print(f"stage {stage.number}: {stage.config_file} -> {stage.output_dir}, {begins}", flush=True)
-    exit_code = train_in_fresh_process(stage.config_file, stage.opts)
+    try:
+        exit_code = train_in_fresh_process(stage.config_file, stage.opts)
+    except D2CityscapesError as error:
+        text = f"stage {stage.number}: {error}"
+        if stage.has_begun:
+            text += "; the same command resumes it"
+        raise StageError(text, details=error.details) from error
     if stage.is_done:
         _check_expected_results(stage)
     if exit_code != 0 or not stage.is_done:

@@ -70,14 +70,16 @@ def test_all_begin_with_the_same_weights_and_compute_in_their_own_way(settings, 
     assert mixed.cfg.SOLVER.AMP.DTYPE == "bfloat16"
 
 
-def test_other_work_is_no_row(settings, monkeypatch):
+def test_other_work_is_found(settings, monkeypatch):
     with datasets(settings):
         contenders = Turns(settings)
         stock, ours, _ = entries(settings)
-        assert not contenders.take(stock, first=True).trouble
-        contenders.expected = {n: 2 * x for n, x in contenders.expected.items()}
-        trouble = contenders.take(ours, first=True).trouble
-        assert trouble.startswith("DifferentWorkError: ours fp32: loss_") and "of stock" in trouble
+        same = contenders.take(stock, first=True)
+        assert not same.trouble and not same.different and len(same.seconds) == settings.steps
+        losses = {name: 2 * x for name, x in contenders.reference.losses.items()}
+        contenders.reference = dataclasses.replace(contenders.reference, losses=losses)
+        other = contenders.take(ours, first=True).different
+        assert other.startswith("ours fp32: loss_") and "of the first" in other
 
         class Inverted(turns.CityscapesShardMapper):
             def __call__(self, dataset_dict):
@@ -85,8 +87,8 @@ def test_other_work_is_no_row(settings, monkeypatch):
                 return found | {"image": 255 - found["image"]}
 
         monkeypatch.setattr(turns, "CityscapesShardMapper", Inverted)
-        trouble = Turns(settings).take(stock, first=True).trouble
-        assert "not the image that Detectron2 reads" in trouble
+        other = Turns(settings).take(stock, first=True).different
+        assert "not the image that Detectron2 reads" in other
 
 
 def test_who_does_not_fit_or_fails_is_a_row_and_the_rest_goes_on(settings, monkeypatch):
@@ -125,18 +127,20 @@ def test_what_was_measured_is_reported_when_it_is_interrupted(settings, monkeypa
     assert {(c.ours, c.theirs) for c in reported if c.unit == "s"} == {(1.0, 1.0)}
 
 
-def test_on_a_gpu(settings, fake_gpu):
-    found = benchmark_training(
-        dataclasses.replace(settings, device="cuda"), report=lambda found: None
-    )
-    steps = [c for c in found if c.measure.startswith("training step, ")]
-    assert {c.unit for c in found} == {"s", "images/s", "GiB", "%"} and len(steps) == 5
-    memory = [c.ours for c in found if c.measure.startswith("peak memory allocated")]
-    assert all(0.01 < value < 1 for value in memory)
+def test_on_a_gpu(settings, fake_gpu, monkeypatch):
+    settings = dataclasses.replace(settings, device="cuda")
+    names = [entry.name for entry in entries(settings)]
+    assert names == [
+        "stock fp32, TF32 off", "ours fp32, TF32 off", "stock fp32, TF32 on", "ours fp32, TF32 on",
+        "stock AMP float16", "ours AMP bfloat16",
+    ]  # fmt: skip
+    some = [entry for entry in entries(settings) if entry.name in (*names[:2], names[-1])]
+    monkeypatch.setattr(training, "entries", lambda settings: some)
+    found = benchmark_training(settings, report=lambda found: None)
+    assert [c.unit for c in found[::2]] == ["s", "images/s", "GiB", "GiB", "%"]
+    assert all(0.01 < c.ours < 1 and 0.01 < c.theirs < 1 for c in found if c.unit == "GiB")
     # no kernel runs, so there is nothing to divide by
-    assert {(c.theirs, c.ratio) for c in found if c.unit == "%"} == {
-        ("the profiler saw no kernel", None)
-    }
+    assert (found[-1].theirs, found[-1].ratio) == ("the profiler saw no kernel", None)
 
 
 def test_the_command_passes_its_options_on(repository, cityscapes_tree, tmp_path, monkeypatch):

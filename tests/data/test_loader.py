@@ -25,12 +25,8 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data import register_cityscapes_shards, write_shards
-from d2_cityscapes.data.loader import (
-    LoaderError,
-    TrainingImages,
-    build_train_loader,
-    training_images,
-)
+from d2_cityscapes.data.loader import build_train_loader
+from d2_cityscapes.data.training_set import LoaderError, TrainingImages, training_images
 
 CAR, TRUCK = 26000, 27000
 

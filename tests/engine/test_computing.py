@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import warnings
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from d2_cityscapes.engine.computing import (
     varying_sizes,
 )
 from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.engine.trainer import setup, train
+from d2_cityscapes.evaluation.results import read_results
 
 
 def state() -> tuple:
@@ -236,22 +239,37 @@ def test_fragments_of_memory_are_named_once_after_an_epoch(
     assert ("WARNING 3.0 of 9.0 GiB" in log.text) == advised
 
 
-def test_a_training_computes_and_records_how(datasets, repository, tmp_path, tiny_opts):
-    import argparse
+@pytest.fixture
+def train_in(datasets, repository, tiny_opts):
+    """(folder, KEY, VALUE, ...) -> a training by deterministic operations."""
 
-    from d2_cityscapes.engine.trainer import setup, train
-    from d2_cityscapes.evaluation.results import read_results
+    def run(folder, *opts: str) -> None:
+        own = ["OUTPUT_DIR", str(folder), "SEED", "1", "SOLVER.DETERMINISTIC", "True"]
+        args = argparse.Namespace(
+            config_file=str(repository / "configs/quick/instance.yaml"),
+            opts=[*tiny_opts, *own, *opts],
+            eval_only=False,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train(setup(args))
 
+    return run
+
+
+@pytest.mark.gpu
+@pytest.mark.no_fake_gpu("RoIAlign is compiled")
+def test_a_gpu_trains_to_the_same_weights_twice(train_in, tmp_path):
+    found = []
+    for name in ("one", "two"):
+        train_in(tmp_path / name, "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "4")
+        found.append(torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_training_computes_and_records_how(train_in, tmp_path):
     before = state()
-    opts = [*tiny_opts, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path), "SEED", "1"]
-    args = argparse.Namespace(
-        config_file=str(repository / "configs/quick/instance.yaml"),
-        opts=[*opts, "SOLVER.DETERMINISTIC", "True", "MODEL.DEVICE", "cpu"],
-        eval_only=False,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train(setup(args))
+    train_in(tmp_path, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1")
     assert state() == before
     about = read_results(tmp_path / "results.json")[1]
     assert about["computed_on"] == {"device": "cpu", "deterministic": "yes"}

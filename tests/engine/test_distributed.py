@@ -443,6 +443,15 @@ def test_scaled_iterations_are_not_resumed_with_others():
     check_step_size(8, cfg, "model_0000009.pth")
 
 
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_other_accelerators_train_in_one_process(monkeypatch, device):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = device
+    with pytest.raises(ConfigError, match=f"MODEL.DEVICE {device}: several processes train on"):
+        distribute(cfg, nn.Linear(1, 1))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "scenarios":
         run_scenarios(Path(sys.argv[2]))

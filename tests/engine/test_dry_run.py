@@ -7,14 +7,17 @@ from argparse import Namespace
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from d2_cityscapes.engine.dry_run import DryRun, dry_run, largest_that_fits
+from d2_cityscapes.engine.out_of_memory import GpuMemoryError
 from d2_cityscapes.engine.proposed_objects import objects_proposed
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.step.activations import saved_activations
+from d2_cityscapes.engine.step.training_step import TrainingStep
 from d2_cityscapes.engine.trainer import checked_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.freezing.freeze import FreezeReport
@@ -211,6 +214,52 @@ def test_mixed_precision_saves_less_of_each_image(config):
         return great - small
 
     assert growth(*amp) < 0.8 * growth()
+
+
+def test_the_most_crowded_images_are_measured(config):
+    cfg = config("instance")
+    dicts = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    objects = sorted(sum(not a["iscrowd"] for a in d["annotations"]) for d in dicts)
+    found = dry_run(cfg)
+    assert found.objects == objects[-1] > objects[0]
+    assert f"those with most objects, up to {objects[-1]}" in found.table()
+    assert dry_run(config("semantic")).objects == 0
+
+
+def test_more_images_than_there_are(config):
+    assert dry_run(config("semantic", "SOLVER.IMS_PER_BATCH", "10")).images == 10
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
+)
+def test_the_largest_batch_on_a_pretended_gpu(error, fake_gpu, config, monkeypatch):
+    """Four images fit, and a fifth one does not."""
+    cfg = config("semantic", "MODEL.DEVICE", "cuda")
+    run_step = TrainingStep.run_step
+
+    def limited(step) -> None:
+        if len(next(step._data_loader_iter)) > 4:
+            raise error
+        run_step(step)
+
+    monkeypatch.setattr(TrainingStep, "run_step", limited)
+    found = dry_run(cfg)
+    assert (found.largest_batch, found.images) == (4, 2)
+    assert found.peak[0] > sum(found.sizes.values()) / 2
+    monkeypatch.setattr(TrainingStep, "run_step", lambda step: (_ for _ in ()).throw(error))
+    with pytest.raises(GpuMemoryError, match="one image does not fit cuda"):
+        dry_run(cfg)
+
+
+def test_other_errors_are_no_lack_of_memory(fake_gpu, config, monkeypatch):
+    def broken(step) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(TrainingStep, "run_step", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        dry_run(config("semantic", "MODEL.DEVICE", "cuda"))
 
 
 def test_the_average_of_the_weights_takes_its_place(config):

@@ -82,6 +82,23 @@ def test_a_wait_of_some_steps_is_no_median():
     assert probe.scalars[-1]["data_share"] == pytest.approx(0.5)
 
 
+def test_data_times_may_come_later():
+    """As of a GPU, where they come with the losses: each counts for its own step."""
+
+    class Late(Waiting):
+        def run_step(self) -> None:
+            for iteration in range(max(self.iter - 1, 0), self.iter + self.iter // 3):
+                self.storage.iter = iteration
+                self.storage.put_scalars(data_time=self.data_times[iteration])
+            self.storage.iter = self.iter
+
+    probe, trainer = Probe(), Late([0.5, 0.0, 3.0, 0.0])
+    trainer.register_hooks([Clock([1.0, 1.0, 4.0, 1.0]), ProgressHook(4), probe])
+    trainer.train(0, 4)
+    shares = [scalars["data_share"] for scalars in probe.scalars]
+    assert shares == pytest.approx([0.0, 0.5, 0.25, 3.5 / 7])
+
+
 def test_every_line_ends_with_it():
     class Lines(logging.Handler):
         def emit(self, record):
@@ -100,7 +117,7 @@ def test_every_line_ends_with_it():
     trainer.register_hooks([Clock([None, 1.0]), ProgressHook(2), Write()])
     trainer.train(0, 2)
     logger.removeHandler(handler)
-    assert "iter: 0" in lines[0] and lines[0].endswith("lr: N/A")
+    assert "iter: 0" in lines[0] and "lr: N/A" in lines[0]  # on a GPU: and its memory
     assert "iter: 1" in lines[1] and "total_loss: 1" in lines[1]
     assert lines[1].endswith("  1 it/s  2 images/s  data 50 %")
 

@@ -140,6 +140,15 @@ def test_aliases_of_aliases_are_one_short_line(tmp_path, folder):
     assert len(str(caught.value)) < len(str(tmp_path)) + 200
 
 
+def test_a_base_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("_BASE_: gone.yaml\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: .*gone\.yaml: No such file or directory$"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"a\.yaml: 'utf-8' codec can't decode"):
+        load_config(tmp_path / "a.yaml")
+
+
 def test_paths_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RUNS", "/runs")

@@ -130,6 +130,30 @@ def test_it_is_the_mean_over_images_and_each_counts_once() -> None:
     assert single[0]["loss_cls"] == pytest.approx(expected.item()), "norms in eval, dropout off"
 
 
+def test_a_gpu_is_waited_for_once(fake_gpu) -> None:
+    """However many images there are; the numbers are those of the CPU."""
+
+    class Losses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 4, 3)
+
+        def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+            found = self.layer(batch[0]["image"][None])
+            return {"loss_cls": found.square().mean(), "loss_box": found.abs().mean()}
+
+    torch.manual_seed(0)
+    model, images = Losses(), make_images(4)
+    expected = validation_losses(model, images)
+    model.to("cuda")
+    for (image,) in images:
+        image["image"] = image["image"].to("cuda")
+    with fake_gpu.watch() as seen:
+        found = validation_losses(model, images)
+    assert seen.total <= 1, seen.table()
+    assert found == expected and set(found) == {"loss_cls", "loss_box"}
+
+
 def test_an_empty_set_has_no_losses() -> None:
     assert validation_losses(make_model(), []) == {}
 

@@ -36,6 +36,7 @@ from d2_cityscapes.evaluation.expected import check_expected
 from d2_cityscapes.evaluation.panoptic.quality import InvalidMapError, PanopticQuality
 from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.evaluation.semantic.scores import SemSegQuality
+from d2_cityscapes.evaluation.shard_evaluator import output_on_cpu
 from d2_cityscapes.evaluation.submission.writer import PanopticSubmissionWriter
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.instances import find_instances
@@ -162,6 +163,53 @@ def test_synthetic_scenes_through_the_builtin_dataset(datasets: Path, tmp_path: 
     for task, metric in (("segm", "AP"), ("panoptic_seg", "PQ"), ("panoptic_seg", "PQ_dagger")):
         assert results[task][metric] == pytest.approx(100), (task, metric)
     assert len(list((tmp_path / "pictures" / name).iterdir())) == 1
+
+
+def on_gpu(outputs: list[dict]) -> list[dict]:
+    def moved(output: dict) -> dict:
+        panoptic, segments_info = output["panoptic_seg"]
+        return {
+            "instances": output["instances"].to("cuda"),
+            "sem_seg": output["sem_seg"].cuda(),
+            "panoptic_seg": (panoptic.cuda(), segments_info),
+        }
+
+    return [*map(moved, outputs)]
+
+
+def test_what_a_gpu_predicts_is_copied_once(fake_gpu, inputs: list[dict], outputs: list[dict]):
+    """Of masks what is in their boxes, though three evaluators score them."""
+    expected, _ = evaluate(inputs, outputs)
+    there = on_gpu(outputs)
+    with fake_gpu.watch() as seen:
+        found, _ = evaluate(inputs, there)
+    same(found, expected)
+    maps, objects = len(inputs) * SIZE[0] * SIZE[1], 0
+    for output in outputs:
+        objects += len(output["instances"])
+        masks = output["instances"].pred_masks
+        boxes = output["instances"].pred_boxes.tensor
+        assert output_on_cpu({"instances": output["instances"]})["instances"].pred_masks is masks
+        width, height = ((boxes[:, 2:] - boxes[:, :2]) + 4).unbind(dim=1)
+        maps += int((width * height).sum())
+    # (H, W) int32 panoptics and one byte of semantics; boxes, scores, classes, and where to cut
+    assert seen.copied_out <= 5 * len(inputs) * SIZE[0] * SIZE[1] + maps + 100 * objects + 1000
+
+
+@pytest.mark.parametrize("boxes", ["tight", "elsewhere", None])
+def test_masks_come_whole_from_a_gpu(fake_gpu, boxes):
+    """Also those that a model other than Detectron2's has drawn beside their boxes."""
+    masks = torch.zeros(3, 20, 30, dtype=torch.bool)
+    masks[0, 2:7, 5:9], masks[1, :, :] = True, True
+    instances = Instances((20, 30), pred_masks=masks, scores=torch.rand(3))
+    if boxes:
+        tight = torch.tensor([[5.0, 2, 9, 7], [0, 0, 30, 20], [3, 3, 4, 4]])
+        instances.pred_boxes = Boxes(tight if boxes == "tight" else tight / 4)
+    found = output_on_cpu({"instances": instances.to("cuda"), "more": 1})
+    assert found["more"] == 1
+    assert not found["instances"].pred_masks.is_cuda
+    assert found["instances"].pred_masks.equal(masks)
+    assert found["instances"].scores.equal(instances.scores)
 
 
 def test_rows_say_protocol_dataset_and_counts(inputs: list[dict], outputs: list[dict]) -> None:

@@ -14,6 +14,7 @@ from d2_cityscapes.layers import losses
 from d2_cityscapes.layers.losses import (
     bootstrapped_cross_entropy,
     giou_loss,
+    map_cross_entropy,
     mean_of_hardest,
     upsampled_cross_entropy,
 )
@@ -300,3 +301,25 @@ def test_cross_entropy_refuses_wrong_arguments():
             mean_of_hardest(torch.zeros(1, 2, 2), top_k)
     with pytest.raises(ValueError, match="larger than logits"):
         upsampled_cross_entropy(logits[0], torch.zeros(9, 10).long(), 2)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_cross_entropy_of_maps_by_deterministic_operations(reduction):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 6, 7, generator=generator, requires_grad=True)
+    target = torch.randint(0, 5, (2, 6, 7), generator=generator)
+    target[0, :2] = 255
+    options = {"ignore_value": 255, "reduction": reduction}
+    stock = F.cross_entropy(logits, target, ignore_index=255, reduction=reduction)
+    assert torch.equal(map_cross_entropy(logits, target, **options), stock)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.profiler.profile() as seen:
+            ours = map_cross_entropy(logits, target, **options)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    torch.testing.assert_close(ours, stock)
+    found, expected = (torch.autograd.grad(loss, logits)[0] for loss in (ours, stock))
+    torch.testing.assert_close(found, expected)
+    assert any(event.name == "aten::sum" for event in seen.events()), "not summed by the loss"

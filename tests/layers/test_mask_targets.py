@@ -103,16 +103,16 @@ def crowd():
     return ids, torch.arange(1, 61, dtype=torch.int16), objects[which] + jitter, which
 
 
-def test_targets_of_a_large_image(crowd):
-    ids, numbers, boxes, which = crowd
-    expected = torch.cat(
-        [
-            _by_roi_align(ids, torch.zeros(1, dtype=torch.int64), numbers[n, None], b[None], 28)
-            for n, b in zip(which, boxes, strict=True)
-        ]
-    )
-    found = mask_coverage(ids, None, numbers, boxes, 28, objects=which)
-    assert (found >= 0.5).equal(expected >= 0.5) and (expected > 0.5).any()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_targets_of_a_large_image(crowd, device):
+    """To the bit those of the RoIAlign of that device."""
+    ids, numbers, boxes, which = (part.to(device) for part in crowd)
+    found = mask_coverage(ids, None, numbers, boxes, 28, objects=which) >= 0.5
+    for row, (box, number) in enumerate(zip(boxes, numbers[which], strict=True)):
+        region = torch.cat([box.new_zeros(1), box])[None]
+        expected = roi_align((ids == number)[None].float(), region, 28, aligned=True)[0, 0] >= 0.5
+        assert found[row].equal(expected)
+    assert found.any()
 
 
 def test_a_gpu_has_few_launches_no_wait_and_little_memory(crowd, fake_gpu):
@@ -127,6 +127,17 @@ def test_a_gpu_has_few_launches_no_wait_and_little_memory(crowd, fake_gpu):
     assert seen.total == 0, seen.table()
     assert seen.launches <= 60, seen.operations
     assert torch.cuda.max_memory_allocated() - before < 50e6
+
+
+def test_deterministic_operations_are_these(fake_gpu):
+    """torchvision's own function would compile another RoIAlign there."""
+    boxes = [(1.0, 2.0, 50.5, 30.25), (-3.0, 0.0, 20.0, 20.0)]
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        equals_roi_align(boxes, 7, 3, 2, device="cuda")
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def test_precision_is_kept_under_autocast():

@@ -226,6 +226,7 @@ def test_input_is_left_alone():
     assert torch.equal(x, before)
 
 
+@pytest.mark.no_fake_gpu("torch.compile")
 def test_compiles_without_graph_breaks():
     torch.manual_seed(0)
     module = MiniDL(3, 4, (4, 16))

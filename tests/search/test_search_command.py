@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from functools import partial
 
 import optuna
 import pytest
+import yaml
 
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.search.study import load_search
@@ -67,25 +69,27 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 @pytest.mark.parametrize("name", ["best.yaml", "report.html"])
-def test_nothing_that_is_read_is_overwritten(call, write_tiny, tmp_path, name):
-    """Neither the search file, nor a file that its base begins with."""
+def test_nothing_that_is_read_is_overwritten(call, write_tiny, tmp_path, repository, name):
+    """Neither the search file, nor what its base begins with; no journal is written into it."""
     (tmp_path / "out").mkdir()
-    plan, base, before = tmp_path / "out" / name, tmp_path / "base.yaml", "_BASE_: out/{}\n"
-    write_tiny(base="../base.yaml").rename(plan)
-    base.write_text("{}")
-    content = plan.read_bytes()
-    arguments = ["--output-dir", tmp_path / "out", "--trials", "1"]
-    code, _, err = call("--config-file", plan, *arguments)
-    assert code == 1 and f"{name}: is read here too" in err
-    assert plan.read_bytes() == content
+    output, base = tmp_path / "out" / name, tmp_path / "base.yaml"
+    demo = f"_BASE_: {repository / 'configs' / 'demo' / 'stage3.yaml'}\n"
 
-    source = write_tiny(base="base.yaml")
-    plan.write_text("SEED: 1\n")
-    base.write_text(before.format(name))
-    code, _, err = call("--config-file", source, *arguments)
-    assert code == 1 and f"{name}: is read here too" in err
-    assert plan.read_text() == "SEED: 1\n"
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+    def refused(plan, word, *arguments):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        code, _, err = call("--config-file", plan, "--trials", "1", *arguments)
+        assert code == 1 and f"{word}: is read here too" in err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    base.write_text(demo)
+    write_tiny(base="../base.yaml").rename(output)
+    refused(output, name, "--output-dir", output.parent)
+    output.write_text(demo)
+    base.write_text(f"_BASE_: out/{name}\n")
+    refused(write_tiny(base="base.yaml"), name, "--output-dir", output.parent)
+    plan = write_tiny()
+    plan.write_text(json.dumps(yaml.safe_load(plan.read_text())))  # Optuna appends to one line
+    refused(plan, plan.name, "--output-dir", tmp_path / "new", "--storage", f"journal:///{plan}")
 
 
 def test_a_damaged_record_of_the_search(call, write_tiny, tmp_path):

@@ -119,10 +119,12 @@ def test_nothing_that_is_read_is_overwritten(repository, tmp_path, tiny_opts):
     assert (folder / "config.yaml").read_text() == base
 
 
-def test_a_failing_stage_is_named(repository, tmp_path, tiny_opts):
+def test_a_failing_stage_says_why(repository, tmp_path, tiny_opts, capfd):
     plan = _plan(repository, tmp_path, [*tiny_opts, "SOLVER.OPTIMIZER", "LION"], stages=[0])
-    with pytest.raises(StageError, match="stage 0 failed with exit code 1"):
+    with pytest.raises(StageError, match=r"^stage 0: .*SOLVER.OPTIMIZER 'LION'") as caught:
         run_stages(plan)
+    assert "resumes" not in str(caught.value)  # nothing has begun
+    assert "error" not in capfd.readouterr().err  # the line is said once, by who catches it
 
 
 def test_missed_expectations_stay_an_error_when_rerun(repository, tmp_path, tiny_opts):

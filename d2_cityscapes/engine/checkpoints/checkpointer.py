@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
+from d2_cityscapes.engine.checkpoints.demands import Demands
 from d2_cityscapes.engine.checkpoints.errors import CheckpointError
 from d2_cityscapes.engine.checkpoints.fetching import fetch_weights
-from d2_cityscapes.engine.checkpoints.load_report import LoadReport, shortened
+from d2_cityscapes.engine.checkpoints.load_report import LoadReport, make_report, shortened
 from d2_cityscapes.engine.checkpoints.saving import (
     save_checkpoint,
     save_weights,
     tag_checkpoint,
 )
-from d2_cityscapes.errors import nearest
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.labels.record import CLASSES, class_differences, class_record
-from d2_cityscapes.modeling.anchors.clustering import AnchorError
-from d2_cityscapes.modeling.anchors.generator import KMeansAnchorGenerator
-from d2_cityscapes.modeling.anchors.record import (
-    REMEDY,
-    anchor_difference,
-    describe_record,
-    find_records,
-    record_of_cells,
-)
+from d2_cityscapes.labels.record import CLASSES, class_record
 from d2_cityscapes.run_folder import LAST_CHECKPOINT
 from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file
 
 __all__ = ["CheckpointError", "Checkpointer", "last_checkpoint"]
 
 logger = logging.getLogger(__name__)
-
-_BACKBONE = "backbone."
-_COUNTER = ".num_batches_tracked"  # of batch norms: no weight, and often left out of files
-_TORCHVISION = "layer1.0.conv1.weight"  # a name of torchvision's; Detectron2 has res2.0 there
 
 
 def last_checkpoint(folder: str) -> str:
@@ -185,13 +168,13 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         weights = checkpoint["model"]
-        torchvision = any(name.endswith(_TORCHVISION) for name in weights)
         if self._purpose == "resume":
             self._check_states(checkpoint)
-        differences = self._class_differences(checkpoint)
+        demands = self._demands()
+        differences = demands.check_classes(checkpoint)
         state = self.model.state_dict()
-        excluded = self._excluded(state, weights) if self._purpose == "start" else []
-        self._judge_anchors(weights, excluded)
+        excluded = demands.kept_out(weights)
+        demands.check_anchors(weights, excluded)
         before = {name: state[name].clone() for name in excluded}
         try:
             incompatible = super()._load_model(checkpoint)
@@ -202,12 +185,21 @@ class Checkpointer(DetectionCheckpointer):
             ) from error
         for name, tensor in before.items():
             state[name].copy_(tensor)
-        report = _make_report(state, excluded, incompatible)
+        report = make_report(state, excluded, incompatible)
         self._log(report)
-        self._check_architecture(report, state, torchvision)
-        self._check_complete(report)
-        self._check_rows(differences, report, state)
+        demands.check_report(report, differences)
         return incompatible
+
+    def _demands(self) -> Demands:
+        return Demands(
+            self.model,
+            self._path,
+            self._purpose,
+            exclude=self._exclude,
+            trained=self._trained,
+            table=self._table,
+            other_anchors=self._other_anchors,
+        )
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         """The report has said it."""
@@ -219,52 +211,6 @@ class Checkpointer(DetectionCheckpointer):
                 f"{self._path}: cannot be resumed from, as it has weights but no state of "
                 f"{', '.join(lacking)}: give it as MODEL.WEIGHTS, with a new OUTPUT_DIR"
             )
-
-    def _judge_anchors(self, weights: dict[str, Any], excluded: Collection[str]) -> None:
-        """Take the anchor records out of the weights, and hold them against the model's anchors.
-
-        Where everything that has learned from the anchors is kept out, they may be any.
-        """
-        records = {}
-        for name in find_records(weights):
-            module = name.removeprefix("module.").rpartition(".")[0]
-            records[module] = torch.as_tensor(weights.pop(name))
-        for module, generator in self.model.named_modules():
-            if not isinstance(generator, DefaultAnchorGenerator):
-                continue
-            if module in records:
-                around = self.model.get_submodule(module.rpartition(".")[0])
-                learned = {f"{module.rpartition('.')[0]}.{n}" for n, _ in around.named_parameters()}
-                if not learned.issubset(excluded):
-                    self._judge_record(records[module], generator)
-            elif self._purpose == "use" and isinstance(generator, KMeansAnchorGenerator):
-                logger.warning(
-                    "%s does not tell the anchors that it was trained with; the model has %s",
-                    self._path,
-                    describe_record(record_of_cells(generator.cell_anchors)),
-                )
-
-    def _judge_record(self, record: Tensor, generator: DefaultAnchorGenerator) -> None:
-        difference = anchor_difference(record, generator.cell_anchors)
-        if difference and self._purpose == "start" and self._other_anchors:
-            logger.warning("%s: %s, which it learns from here on", self._path, difference)
-        elif difference:
-            may = ""
-            if self._purpose == "start":
-                may = "; or, to learn new ones, MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER True"
-            raise AnchorError(f"{self._path}: {difference}; {REMEDY}{may}")
-
-    def _excluded(self, state: Mapping[str, Tensor], weights: Mapping[str, Any]) -> list[str]:
-        found: set[str] = set()
-        for pattern in self._exclude:
-            matches = fnmatch.filter(state, pattern)
-            if not matches and not fnmatch.filter(weights, pattern):
-                hint = nearest(pattern.strip("*."), state, cutoff=0.4)
-                raise CheckpointError(
-                    f"MODEL.WEIGHTS_EXCLUDE: {pattern!r} matches no parameter or buffer{hint}"
-                )
-            found.update(matches)
-        return [name for name in state if name in found]
 
     def _log(self, report: LoadReport) -> None:
         logger.info("%s: %s", self._path, report.summary())
@@ -281,93 +227,6 @@ class Checkpointer(DetectionCheckpointer):
             if names:
                 logger.log(level, "%s: %s", what, report.modules(names))
 
-    def _check_architecture(
-        self, report: LoadReport, state: Mapping[str, Tensor], torchvision: bool
-    ) -> None:
-        """Refuse weights that fit less than half of the backbone, or model where it has none."""
-        asked = {*report.loaded, *report.skipped, *report.missing}
-        asked = {name for name in asked if name.startswith(_BACKBONE)} or asked
-        total = sum(state[name].numel() for name in asked)
-        fitting = sum(state[name].numel() for name in asked.intersection(report.loaded))
-        if 2 * fitting >= total:
-            return
-        hint = ""
-        if torchvision:
-            hint = "; torchvision's layout: run tools/convert_weights.py torchvision-deeplab first"
-        part = "backbone" if any(name.startswith(_BACKBONE) for name in asked) else "model"
-        raise CheckpointError(
-            f"{self._path}: weights of another architecture, which fit {fitting / total:.0%} of "
-            f"the {part}{hint}"
-        )
-
-    def _check_complete(self, report: LoadReport) -> None:
-        lost = report.initialised
-        if self._purpose == "start":
-            never_trained = self._never_trained()
-            lost = tuple(name for name in lost if name in never_trained)
-            why = (
-                "nothing would ever train: give weights that have it, or let it train "
-                "(MODEL.FREEZE, MODEL.BACKBONE.FREEZE_AT, norms other than FrozenBN)"
-            )
-        elif self._purpose == "resume":
-            why = "the model has: resume with the config.yaml of that training"
-        else:
-            why = "the model has: give complete weights, and the config.yaml of their training"
-        if lost:
-            raise CheckpointError(
-                f"{self._path}: {report.summary()}; without {report.modules(lost)}, which {why}"
-            )
-        self._check_surplus(report)
-
-    def _check_surplus(self, report: LoadReport) -> None:
-        """Refuse what has no place in the model: the rest would do something else without it."""
-        surplus, remedy = report.surplus, "use the config.yaml of their training"
-        if self._purpose == "resume":
-            surplus, remedy = report.unused, "resume with the config.yaml of that training"
-        elif self._purpose == "start":
-            kept_out = [re.compile(fnmatch.translate(pattern)) for pattern in self._exclude]
-            surplus = tuple(n for n in surplus if not any(p.match(n) for p in kept_out))
-            remedy += ", or keep that module out by MODEL.WEIGHTS_EXCLUDE"
-        if surplus:
-            raise CheckpointError(
-                f"{self._path}: has {report.modules(surplus)}, which the model lacks: {remedy}"
-            )
-
-    def _class_differences(self, checkpoint: Mapping[str, Any]) -> dict[str, str]:
-        """See `class_differences`; refused but where a training begins, which may need none."""
-        if self._table is None:
-            return {}
-        differences = class_differences(checkpoint.get(CLASSES), self._table)
-        if differences and self._purpose != "start":
-            raise CheckpointError(
-                f"{self._path}: {next(iter(differences.values()))}: take data with the classes of "
-                "that training"
-            )
-        return differences
-
-    def _check_rows(
-        self, differences: Mapping[str, str], report: LoadReport, state: Mapping[str, Tensor]
-    ) -> None:
-        """Refuse to begin with rows of predictors that mean other classes."""
-        for kind, difference in differences.items():
-            rows = _class_rows(kind, report.loaded, state, self._table)
-            if rows:
-                raise CheckpointError(
-                    f"{self._path}: {difference}: keep out what predicts the former, "
-                    f"MODEL.WEIGHTS_EXCLUDE {rows}"
-                )
-
-    def _never_trained(self) -> set[str]:
-        """Names of what the optimizer leaves alone, with the statistics of such norms."""
-        names = set()
-        for module, layer in self.model.named_modules():
-            own = dict(layer.named_parameters(module, recurse=False))
-            fixed = {name for name, tensor in own.items() if id(tensor) not in self._trained}
-            names |= fixed
-            if len(fixed) == len(own):  # none at all in FrozenBatchNorm2d
-                names.update(name for name, _ in layer.named_buffers(module, recurse=False))
-        return names
-
 
 def _as_checkpoint(content: dict[str, Any], suffix: str) -> dict[str, Any]:
     """Weights of any code base that Detectron2 reads, in the form of its own checkpoints."""
@@ -379,50 +238,3 @@ def _as_checkpoint(content: dict[str, Any], suffix: str) -> dict[str, Any]:
         weights = content.get("model_state", content)
         return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
     return content if "model" in content else {"model": content}
-
-
-def _class_rows(
-    kind: str, names: Iterable[str], state: Mapping[str, Tensor], table: LabelTable | None
-) -> list[str]:
-    """Those of the tensors that have rows for each class of a kind.
-
-    A layer that is the same for all classes has another number of them.
-    """
-    if table is None:
-        return []
-    things, classes = len(table.things), len(table.classes)
-    semantic = ("sem_seg_head.predictor.*", "classifier.*", "aux_classifier.*")
-    rows: dict[str, tuple[int, ...]] = dict.fromkeys(semantic, (classes, classes + 1))  # void
-    if kind == "things":
-        rows = {
-            "roi_heads.box_predictor*.cls_score.*": (things + 1,),  # background
-            "roi_heads.box_predictor*.bbox_pred.*": (4 * things,),
-            "roi_heads.mask_head.predictor.*": (things,),
-        }
-    return [
-        name
-        for name in names
-        if any(fnmatch.fnmatch(name, p) and len(state[name]) in rows[p] for p in rows)
-    ]
-
-
-def _make_report(
-    state: Mapping[str, Tensor], excluded: Sequence[str], incompatible: _IncompatibleKeys
-) -> LoadReport:
-    """From what fvcore found incompatible, whose missing keys contain those of other shapes."""
-    records, out = find_records(state), set(excluded)
-    names = [name for name in state if not name.endswith(_COUNTER) and name not in records]
-    skipped = {
-        name: (tuple(file), tuple(model))
-        for name, file, model in incompatible.incorrect_shapes
-        if name not in out
-    }
-    missing = set(incompatible.missing_keys).difference(out, skipped)
-    absent = {*missing, *skipped, *out}
-    return LoadReport(
-        loaded=tuple(name for name in names if name not in absent),
-        skipped=skipped,
-        missing=tuple(name for name in names if name in missing),
-        excluded=tuple(name for name in names if name in out),
-        unused=tuple(n for n in incompatible.unexpected_keys if not n.endswith(_COUNTER)),
-    )

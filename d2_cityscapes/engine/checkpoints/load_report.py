@@ -6,10 +6,15 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import Tensor
+
+from d2_cityscapes.modeling.anchors.record import find_records
 from d2_cityscapes.modeling.freezing.freeze import parents
 
-__all__ = ["LoadReport", "shortened"]
+__all__ = ["LoadReport", "make_report", "shortened"]
 
+_COUNTER = ".num_batches_tracked"  # of batch norms: no weight, and often left out of files
 _SHOWN = 10  # names in one line
 _BRANCHING = ("roi_heads",)  # modules that hold heads side by side
 
@@ -72,6 +77,34 @@ class LoadReport:
             for name in names
         )
         return shortened([f"{group} ({_tensors(number)})" for group, number in groups.items()])
+
+
+def make_report(
+    state: Mapping[str, Tensor], excluded: Sequence[str], incompatible: _IncompatibleKeys
+) -> LoadReport:
+    """From what fvcore found incompatible, whose missing keys contain those of other shapes.
+
+    Args:
+        state: of the model.
+        excluded: names in it that were kept out.
+        incompatible: in the names of the model.
+    """
+    records, out = find_records(state), set(excluded)
+    names = [name for name in state if not name.endswith(_COUNTER) and name not in records]
+    skipped = {
+        name: (tuple(file), tuple(model))
+        for name, file, model in incompatible.incorrect_shapes
+        if name not in out
+    }
+    missing = set(incompatible.missing_keys).difference(out, skipped)
+    absent = {*missing, *skipped, *out}
+    return LoadReport(
+        loaded=tuple(name for name in names if name not in absent),
+        skipped=skipped,
+        missing=tuple(name for name in names if name in missing),
+        excluded=tuple(name for name in names if name in out),
+        unused=tuple(n for n in incompatible.unexpected_keys if not n.endswith(_COUNTER)),
+    )
 
 
 def shortened(names: Sequence[str]) -> str:

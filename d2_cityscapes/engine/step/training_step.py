@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from d2_cityscapes.engine.out_of_memory import during, images_in_words
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.step.losses import StepLosses, files_of
 from d2_cityscapes.engine.step.nonfinite import PREDICTIONS, SkippedSteps, Trouble
@@ -44,11 +46,11 @@ class TrainingStep(SimpleTrainer):
     such a step is left out with its losses logged. It is no trouble unless the scale is down to 1,
     where the scaling cannot be the reason.
 
-    With `max_skipped_steps` or a gradient scaler the host waits for the gradients once a step, and
-    reads the losses with them, before the optimizer's. Else it never waits on a GPU for what it has
-    just queued: losses are read, looked at and logged when the next step is queued, see
-    `read_later`, and with several processes by `settle` alone. So a step that was not finite has
-    then been taken; but no checkpoint is made of it.
+    With `max_skipped_steps` or a gradient scaler the host waits once a step for the gradients, and
+    reads the losses with them, before the optimizer steps. Else it never waits on a GPU for what it
+    has just queued: losses are read, looked at and logged when the next step is queued, see
+    `read_later`, or with several processes by `settle`. A step that was not finite has then been
+    taken; but nothing is made of it.
     """
 
     def __init__(
@@ -158,7 +160,8 @@ class TrainingStep(SimpleTrainer):
             found.data_time += time.perf_counter() - started
             if not complete:  # every step takes its batches
                 continue
-            with _exchanged(self.model, number == self.accumulate_steps):
+            last = number == self.accumulate_steps
+            with during(partial(images_in_words, data)), _exchanged(self.model, last):
                 losses = self._forward(data)
                 found.add(data, losses)
                 complete = not self._fails_somewhere(losses)

@@ -251,7 +251,7 @@ def read_anchors(path: str | Path) -> AnchorSet:
         raise AnchorError(
             f"{path}: no anchor file there ({error.strerror}); {_RUN_TOOL}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnchorError(f"{path}: not a JSON file ({error}); {_RUN_TOOL} again") from error
     try:
         if content["convention"] != CONVENTION:

@@ -46,5 +46,5 @@ def plot_anchors(path: str | Path, shapes: np.ndarray, anchors: dict[str, Anchor
     )
     iou_axes.set(xlabel="IoU with the best anchor", ylabel="boxes")
     for axes in (boxes_axes, iou_axes):
-        axes.legend()
+        axes.legend(loc="upper left")
     write_atomically(path, [figure_png(figure)])

@@ -139,7 +139,7 @@ def _say_what_helps(record: logging.LogRecord) -> bool:
     """A filter of PyTorch's log that lets all pass, and adds a line where compiling ends."""
     if "recompile_limit" in str(record.args) or "cache_size_limit" in str(record.args):
         logger.warning(
-            "MODEL.COMPILE: %d variants of the parts are compiled, and further ones run uncompiled: "
+            "MODEL.COMPILE: %d variants of the parts are compiled, further ones run uncompiled: "
             "let fewer sizes occur (INPUT.SIZE_DIVISIBILITY, INPUT.MIN_SIZE_TRAIN)",
             torch._dynamo.config.cache_size_limit,
         )

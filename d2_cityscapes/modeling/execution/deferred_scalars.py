@@ -99,7 +99,8 @@ class _Copy:
         together = torch.cat([part.reshape(-1) for part in values])
         # pinned by PyTorch, which also frees it only when it has arrived
         self._numbers = together.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.current_stream(together.device).record_event()
+        self._arrived = torch.cuda.Event(blocking=True)  # who waits leaves the core to the loader
+        self._arrived.record(torch.cuda.current_stream(together.device))
 
     def read(self) -> Iterator[tuple[_Kept, list[float]]]:
         if not self._arrived.query():

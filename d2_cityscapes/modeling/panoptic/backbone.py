@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.mini_dl import LEAKY_SLOPE
+from d2_cityscapes.layers.recomputed import max_pool
 from d2_cityscapes.modeling.panoptic.layers import norm_and_activate
 
 __all__ = ["LeakyBlock", "LeakyStem", "TopLevels", "build_seamless_resnet_fpn_backbone"]
@@ -58,7 +59,7 @@ class LeakyStem(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu_(self.conv1(x), LEAKY_SLOPE)
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        return max_pool(x, size=3, stride=2, padding=1)
 
 
 class LeakyBlock(CNNBlockBase):

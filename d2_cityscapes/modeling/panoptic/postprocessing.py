@@ -21,7 +21,13 @@ from torch.nn import functional as F
 from d2_cityscapes.layers.best_classes import best_classes
 from d2_cityscapes.modeling.panoptic.fusion import pixels_around
 
-__all__ = ["paste_masks", "postprocess_instances", "resize_scores", "resize_to_labels"]
+__all__ = [
+    "empty_masks",
+    "paste_masks",
+    "postprocess_instances",
+    "resize_scores",
+    "resize_to_labels",
+]
 
 Size = tuple[int, int]
 
@@ -114,7 +120,7 @@ def paste_masks(cells: Tensor, boxes: Tensor, size: Size, threshold: float = 0.5
         threshold: least probability inside.
     """
     height, width = size
-    masks = _empty_masks(len(cells), size, cells.device)
+    masks = empty_masks(len(cells), size, cells.device)
     cells = cells if cells.is_floating_point() else cells.float()
     columns = _places(width, boxes[:, 0], boxes[:, 2]).to(cells.dtype)
     rows = _places(height, boxes[:, 1], boxes[:, 3]).to(cells.dtype)
@@ -134,7 +140,7 @@ def _places(length: int, start: Tensor, end: Tensor) -> Tensor:
     return (centres - start) / (end - start) * 2 - 1
 
 
-def _empty_masks(number: int, size: Size, device: torch.device) -> Tensor:
+def empty_masks(number: int, size: Size, device: torch.device) -> Tensor:
     """(number, H, W) False.
 
     In main memory straight from the system, which are zeros without being filled, and held only

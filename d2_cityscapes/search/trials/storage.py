@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from d2_cityscapes.search.errors import SearchError
 
-__all__ = ["SEARCH", "is_new", "open_storage", "shown", "storage_errors"]
+__all__ = ["SEARCH", "is_new", "open_storage", "shown", "storage_errors", "storage_file"]
 
 SEARCH = "search"  # the study attribute that says what is searched
 _JOURNAL = "journal:///"
@@ -48,8 +48,14 @@ def open_storage(url: str) -> BaseStorage:
 
 def is_new(url: str) -> bool:
     """Whether the storage is a file that does not exist yet, in a folder that does."""
-    path = re.fullmatch(r"(?:sqlite|journal):///(.+)", url)
-    return path is not None and not Path(path[1]).exists() and Path(path[1]).parent.is_dir()
+    path = storage_file(url)
+    return path is not None and not path.exists() and path.parent.is_dir()
+
+
+def storage_file(url: str) -> Path | None:
+    """The file of a storage; None for a server."""
+    found = re.fullmatch(r"(?:sqlite|journal):///(.+)", url)
+    return Path(found[1]) if found else None
 
 
 @contextlib.contextmanager

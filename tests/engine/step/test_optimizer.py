@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.segmentation import deeplabv3_resnet50
 
 from d2_cityscapes.engine.setup import ConfigError, load_config
-from d2_cityscapes.engine.step.optimizer import build_optimizer
+from d2_cityscapes.engine.step.optimizer import _clip_gradients, build_optimizer, largest_gradient
 from d2_cityscapes.modeling.freezing.freeze import freeze_modules
 
 
@@ -66,6 +66,58 @@ def test_clipping_is_detectron2s_bit_for_bit(kind):
     ours[3].weight.grad = None
     optimizer.step()
     assert ours[3].weight.equal(after_ours[4]) and not ours[3].bias.equal(after_ours[5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm_type"), [("value", "2.0"), ("norm", "1.0"), ("norm", "2.0"), ("norm", "1e999")]
+)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e25])
+def test_clipping_is_that_of_each_parameter_bit_for_bit(kind, norm_type, scale):
+    """In every type, and with gradients that are missing or empty."""
+    torch.manual_seed(0)
+    types = [torch.float32, torch.bfloat16, torch.float64, torch.float32]
+    parameters = [
+        nn.Parameter(torch.zeros(shape, dtype=dtype))
+        for dtype in types
+        for shape in ((1,), (3, 5), (1000,), ())
+    ]
+    parameters.append(nn.Parameter(torch.zeros(0)))
+    for number, parameter in enumerate(parameters):
+        parameter.grad = torch.randn_like(parameter).mul_(scale)
+        if number % 5 == 4:
+            parameter.grad = None
+    cfg = _config("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+                  norm_type, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.3")  # fmt: skip
+    copies = [None if p.grad is None else p.grad.clone() for p in parameters]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    _clip_gradients(optimizer, cfg.SOLVER.CLIP_GRADIENTS)
+    for parameter, copy in zip(parameters, copies, strict=True):
+        if copy is None:
+            assert parameter.grad is None
+            continue
+        alone = nn.Parameter(torch.zeros_like(copy))
+        alone.grad = copy
+        if kind == "value":
+            nn.utils.clip_grad_value_(alone, 0.3)
+        elif copy.numel():
+            nn.utils.clip_grad_norm_(alone, 0.3, float(norm_type))
+        assert parameter.grad.equal(copy)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan"), 3e38, -5.0])
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_largest_gradient_is_finite_where_all_are(value, place):
+    """Those that only their sum would make infinite are finite."""
+    parameters = [nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    parameters += [nn.Parameter(torch.zeros(2, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(0))]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    assert largest_gradient(optimizer) == 0
+    for parameter in (parameters[0], *parameters[2:]):
+        parameter.grad = torch.ones_like(parameter)
+    parameters[place].grad[1:] = value
+    found = largest_gradient(optimizer).item()
+    expected = torch.tensor(value).abs().item()
+    assert found == expected or (found != found and value != value)
 
 
 def test_an_unknown_way_of_clipping():

@@ -102,6 +102,16 @@ def test_the_next_batch_is_on_its_way_while_one_is_used():
     assert events == steps
 
 
+def test_batches_are_on_the_gpu_and_nobody_waited(fake_gpu):
+    batches = iter(Prefetcher(Numbers(), "cuda"))
+    with fake_gpu.watch() as seen:
+        found = [next(batches)[0] for _ in range(3)]
+    batches.close()
+    assert seen.total == 0, seen.table()
+    assert all(tensor.is_cuda for tensor in found)
+    assert [tensor.item() for tensor in found] == [0, 1, 2]
+
+
 def test_copies_and_batches_of_one_thread_each():
     """The first batch, which starts the workers, comes from the thread that asks."""
     threads = []

@@ -312,6 +312,7 @@ def test_missing_file(cfg, tmp_path):
     ("content", "message"),
     [
         ("{", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
         ("[]", "not an anchor file"),
         ("{}", "no 'convention'"),
         ({"convention": "w/h"}, "unknown convention"),

@@ -22,6 +22,8 @@ from d2_cityscapes.modeling.execution.folded_norm import fold_frozen_norms
 from d2_cityscapes.modeling.execution.padding import pad_to_multiple
 from d2_cityscapes.modeling.execution.recomputation import checkpoint_stages
 
+pytestmark = pytest.mark.no_fake_gpu("torch.compile")
+
 
 @pytest.fixture(autouse=True)
 def compiler():
@@ -264,18 +266,57 @@ def test_copies_run_uncompiled_and_agree():
     assert graphs.ran == 1
 
 
-@pytest.mark.parametrize(("mode", "sizes_vary"), [("default", True), ("reduce-overhead", False)])
-def test_a_real_compiler_gives_the_same_numbers(mode, sizes_vary):
+def test_a_real_compiler_gives_the_same_numbers():
     check_compiler("cpu")
     torch.manual_seed(0)
     model, x = nn.Module(), images()
     model.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     twin = copy.deepcopy(model)
-    compile_dense_parts(twin, mode=mode, sizes_vary=sizes_vary)
+    compile_dense_parts(twin)
     for each in (model, twin):
         each.backbone(x).square().mean().backward()
     for ours, stock in zip(twin.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, stock.grad, rtol=1e-4, atol=1e-6)
+
+
+class TwoParts(nn.Module):
+    """One compiled part behind another, as a semantic head behind a backbone."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        self.sem_seg_head = nn.Module()
+        self.sem_seg_head.p2 = nn.Conv2d(4, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.sem_seg_head.p2(self.backbone(x))
+
+
+ON_GPU = [pytest.param("cuda", mode, marks=pytest.mark.gpu) for mode in compilation.MODES]
+
+
+@pytest.mark.parametrize(("device", "mode"), [("cpu", "reduce-overhead"), *ON_GPU])
+def test_steps_and_evaluations_of_few_sizes_are_those_without(device, mode):
+    """With CUDA graphs, where the device has them: what they gave before must not be overwritten
+    while it is needed."""
+    check_compiler(device)
+    torch.manual_seed(0)
+    model = TwoParts().to(device)
+    twin = copy.deepcopy(model)
+    compile_dense_parts(twin, mode=mode, sizes_vary=False)
+    optimizers = [torch.optim.SGD(each.parameters(), 0.1) for each in (model, twin)]
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for height in (16, 24, 16, 24, 16):
+            x = images(height).to(device)
+            for each, optimizer in zip((model, twin), optimizers, strict=True):
+                loss = each(x).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            with torch.no_grad():
+                torch.testing.assert_close(twin(x), model(x), rtol=1e-3, atol=1e-4)
+    for ours, stock in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-5)
 
 
 def test_a_machine_without_a_compiler_is_refused_in_one_line(monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
 
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.execution.exact_pooling import pool_exactly
@@ -81,3 +82,17 @@ def test_the_poolers_of_a_model_are_exact_whoever_builds_it(tiny_cfg, boxes):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 found = pool(maps, boxes)
             torch.testing.assert_close(found, true, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_roi_pool_trains_in_mixed_precision_on_the_cpu(tiny_cfg, batch, dtype):
+    """torchvision has a rule of autocast for it on CUDA only."""
+    for head in (tiny_cfg.MODEL.ROI_BOX_HEAD, tiny_cfg.MODEL.ROI_MASK_HEAD):
+        head.POOLER_TYPE = "ROIPool"
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    with EventStorage(), torch.autocast("cpu", dtype=dtype):
+        loss = sum(model(batch).values())
+    loss.backward()
+    assert loss.isfinite()
+    assert model.backbone.fpn_output2.weight.grad.abs().sum() > 0

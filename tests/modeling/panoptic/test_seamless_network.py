@@ -97,6 +97,7 @@ def test_multiply_adds_of_convolutions_at_1024_x_2048(cityscapes_model):
         assert found == pytest.approx(expected, rel=0.012), name
 
 
+@pytest.mark.no_fake_gpu("torch.jit.trace")
 @torch.no_grad()
 def test_multiply_adds_by_fvcores_counter():
     """It computes, so at a quarter of the size, with windows of that size: 1 / 16 of the work."""

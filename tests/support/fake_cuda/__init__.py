@@ -12,8 +12,8 @@ Inside of the block ``torch.cuda.is_available()`` is True and ``device="cuda"`` 
 All numbers are computed by the CPU kernels, in real CPU memory, with the real autograd; results in
 float32 are those of the CPU, to the bit. Products and convolutions in half precision are computed
 in float32 and rounded, as GPUs do, inside of the block on the CPU too: there results in half
-precision are those of `device="cpu"`, to the bit. A tensor is "on the GPU" if its *storage* is in our books:
-views, `.data`, saved tensors and what C++ code makes of it are then too. On top of that:
+precision are those of `device="cpu"`, to the bit. A tensor is "on the GPU" if its *storage* is in
+our books: views, `.data`, saved tensors and what C++ code makes of it are then too. On top of that:
 
 - `.device`, `.is_cuda`, `.is_pinned()`, `.get_device()`, `.type()` tell the pretended place.
 - An operation on tensors of both places raises RuntimeError, as CUDA does. Allowed, as there: 0-dim

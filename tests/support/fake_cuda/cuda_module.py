@@ -64,6 +64,7 @@ def _card(gpu: FakeCuda) -> dict[str, Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": _nothing,
+        "set_sync_debug_mode": lambda mode: setattr(gpu, "sync_debug_mode", mode),
         "device": _within,
         "device_of": _within,
         "is_bf16_supported": lambda *a, **k: True,

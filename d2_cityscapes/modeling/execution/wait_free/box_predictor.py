@@ -21,16 +21,16 @@ __all__ = ["WaitFreeGIoUOutputLayers", "WaitFreeOutputLayers"]
 
 
 class WaitFreeOutputLayers(FastRCNNOutputLayers):
-    """`FastRCNNOutputLayers` that does not wait for proposals that are counted.
+    """`FastRCNNOutputLayers`, with smooth L1, that does not wait for proposals that are counted.
 
-    The same losses, bit for bit. With another box loss than smooth L1 it waits as Detectron2 does.
+    The same losses, bit for bit.
     """
 
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
         """See `FastRCNNOutputLayers`."""
-        if self.box_reg_loss_type != "smooth_l1" or foreground_numbers(proposals) is None:
+        if foreground_numbers(proposals) is None:
             return super().losses(predictions, proposals)
         scores, deltas = predictions
         classes = torch.cat([image.gt_classes for image in proposals])

@@ -42,8 +42,8 @@ _WAIT_FREE: dict[type[nn.Module], type[nn.Module]] = {
 def stop_waiting(model: nn.Module) -> int:
     """Let the RPN and the ROI heads of a model train without waits, in place.
 
-    Parts of these very types change their class, nothing else; subclasses of others stay, as does
-    an RPN with another box loss than smooth L1 or other deltas than those of Box2BoxTransform.
+    Parts of exactly these types change their class, nothing else. An RPN or a box predictor with
+    another box loss than smooth L1, or other deltas than those of `Box2BoxTransform`, stays.
 
     Returns:
         How many parts.

@@ -39,7 +39,7 @@ class _Targets:
 
 
 class WaitFreeRPN(RPN):
-    """`RPN`, with smooth L1 as its box loss, that waits once in a step: for its proposals.
+    """`RPN`, with smooth L1 as its box loss, that waits for its proposals only.
 
     On a GPU the samples are other ones than Detectron2 would draw from the same seed, but as
     likely; the losses are summed in another order. On the CPU it is `RPN`, bit for bit.

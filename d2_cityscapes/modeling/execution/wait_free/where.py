@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["as_on_gpu", "is_queued", "random_keys"]
+__all__ = ["as_on_cpu", "as_on_gpu", "is_queued", "random_keys"]
 
-_everywhere = False
+_everywhere: bool | None = None  # what holds for all devices; None for what each is
 
 
 @contextlib.contextmanager
@@ -23,17 +23,23 @@ def as_on_gpu() -> Iterator[None]:
 
     For tests and comparisons: from the same seed, a CPU and a GPU then sample the same.
     """
-    global _everywhere
-    before, _everywhere = _everywhere, True
-    try:
+    with _set(True):
         yield
-    finally:
-        _everywhere = before
+
+
+@contextlib.contextmanager
+def as_on_cpu() -> Iterator[None]:
+    """A GPU computes and draws as Detectron2 does, waits included.
+
+    For comparisons: from the same seed, this package and Detectron2 then sample the same there.
+    """
+    with _set(False):
+        yield
 
 
 def is_queued(tensor: Tensor) -> bool:
     """Whether what is computed with a tensor runs behind the host, which would have to wait."""
-    return _everywhere or tensor.device.type != "cpu"
+    return tensor.device.type != "cpu" if _everywhere is None else _everywhere
 
 
 def random_keys(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -41,3 +47,13 @@ def random_keys(shape: tuple[int, ...], device: torch.device) -> Tensor:
     if _everywhere:
         return torch.rand(shape).to(device)
     return torch.rand(shape, device=device)
+
+
+@contextlib.contextmanager
+def _set(value: bool) -> Iterator[None]:
+    global _everywhere
+    before, _everywhere = _everywhere, value
+    try:
+        yield
+    finally:
+        _everywhere = before

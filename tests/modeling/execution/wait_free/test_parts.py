@@ -145,8 +145,8 @@ def test_images_without_objects(cfg, empty_batch, draw_by_keys):
     assert stock[1].keys() == ours[1].keys()
 
 
-def test_predictions_are_stocks(cfg, batch):
-    stock, ours = (build(cfg, wait_free=on).eval() for on in (False, True))
+def test_predictions_are_stocks(tiny_cfg, batch):
+    stock, ours = (build(tiny_cfg, wait_free=on).eval() for on in (False, True))
     with torch.no_grad(), as_on_gpu():
         for expected, found in zip(stock(batch), ours(batch), strict=True):
             found, expected = found["instances"], expected["instances"]
@@ -154,16 +154,15 @@ def test_predictions_are_stocks(cfg, batch):
             assert torch.equal(found.scores, expected.scores)
 
 
-def test_names_and_weights_are_stocks_and_copies_compute_the_same(cfg, batch):
-    stock, ours = (build(cfg, wait_free=on) for on in (False, True))
+def test_names_and_weights_are_stocks_and_copies_compute_the_same(tiny_cfg, batch):
+    stock, ours = (build(tiny_cfg, wait_free=on) for on in (False, True))
     assert list(ours.state_dict()) == list(stock.state_dict())
     with as_on_gpu():
         found, copied = (train(model, batch)[0] for model in (copy.deepcopy(ours), ours))
     assert all(torch.equal(found[name], copied[name]) for name in copied)
 
 
-@pytest.mark.parametrize("precision", [None, torch.float16])
-def test_three_waits_a_step(cfg, batch, fake_gpu, precision):
+def test_three_waits_a_step(cfg, batch, fake_gpu):
     """Of the forward and the backward pass, with targets that are on the GPU: all there are."""
     cfg.MODEL.DEVICE = "cuda"
     inputs = [{key: value.to("cuda") for key, value in image.items()} for image in batch[:2]]
@@ -171,7 +170,7 @@ def test_three_waits_a_step(cfg, batch, fake_gpu, precision):
     def waits(wait_free: bool):
         model = build(cfg, wait_free=wait_free)
         with EventStorage(), fake_gpu.watch() as seen:
-            with torch.autocast("cuda", dtype=precision, enabled=precision is not None):
+            with torch.autocast("cuda", dtype=torch.float16):
                 losses = sum(model(inputs).values())
             losses.backward()
         return seen
@@ -228,8 +227,8 @@ def test_models_without_such_parts_refuse_the_key(tiny_cfg):
         build_model(tiny_cfg)
 
 
-def test_off_nothing_changes(cfg):
-    model = build(cfg, wait_free=False)
+def test_off_nothing_changes(tiny_cfg):
+    model = build(tiny_cfg, wait_free=False)
     types = [type(part) for part in model.modules()]
     assert not any("wait_free" in kind.__module__ for kind in types)
     stop_waiting(model)

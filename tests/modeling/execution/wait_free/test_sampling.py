@@ -9,7 +9,12 @@ import torch
 from detectron2.modeling.sampling import subsample_labels
 
 from d2_cityscapes.modeling.execution.wait_free.sampling import draw_sample
-from d2_cityscapes.modeling.execution.wait_free.where import as_on_gpu, is_queued, random_keys
+from d2_cityscapes.modeling.execution.wait_free.where import (
+    as_on_cpu,
+    as_on_gpu,
+    is_queued,
+    random_keys,
+)
 
 
 def make_labels(positive: int, negative: int, ignored: int) -> torch.Tensor:
@@ -74,4 +79,7 @@ def test_numbers_of_the_cpu_where_both_are_to_draw_the_same(fake_gpu):
             keys = random_keys((2, 3), device)
             assert keys.device == device
             assert torch.equal(keys.to("cpu"), expected)
-    assert not is_queued(on_cpu)
+        with as_on_cpu():
+            assert not is_queued(on_cpu) and not is_queued(on_gpu)
+        assert is_queued(on_cpu)
+    assert not is_queued(on_cpu) and is_queued(on_gpu)
