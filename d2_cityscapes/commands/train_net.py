@@ -20,7 +20,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from d2_cityscapes.commands.cli import from_scratch
+from d2_cityscapes.commands.cli import from_scratch, positive
 from d2_cityscapes.dependencies import require_detectron2
 
 __all__ = ["main", "train_or_evaluate"]
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--profile",
-        type=_positive,
+        type=positive,
         default=0,
         metavar="N",
         help="write a torch profiler trace of N early steps to OUTPUT_DIR/profile",
@@ -84,12 +84,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         parser.error(f"{names} do not go together")
     return args
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of steps")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
