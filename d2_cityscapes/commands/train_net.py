@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 
 from d2_cityscapes import register_components
-from d2_cityscapes.commands.cli import from_scratch
+from d2_cityscapes.commands.cli import from_scratch, positive
 
 __all__ = ["add_detectron2_arguments", "main", "train_or_evaluate"]
 
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--profile",
-        type=_positive,
+        type=positive,
         default=0,
         metavar="N",
         help="write a torch profiler trace of N early steps to OUTPUT_DIR/profile",
@@ -109,12 +109,6 @@ def add_detectron2_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of steps")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,20 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
-from detectron2.engine.hooks import (
-    CallbackHook,
-    EvalHook,
-    IterationTimer,
-    PeriodicCheckpointer,
-)
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
@@ -32,7 +24,6 @@ from d2_cityscapes.data.loader import STEP, TrainLoader, build_train_loader, see
 from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.data.register import has_truth, label_table_of
 from d2_cityscapes.drawing.pictures import PictureWriter
-from d2_cityscapes.engine.checkpoints.averaging import AveragingHook, final_weights
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer, last_checkpoint
 from d2_cityscapes.engine.checkpoints.resume import (
     changed_settings,
@@ -43,18 +34,16 @@ from d2_cityscapes.engine.checkpoints.resume import (
 )
 from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
 from d2_cityscapes.engine.computing import (
-    MemoryAdviceHook,
     computed_on,
     computing,
     refused_in_a_line,
 )
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
-from d2_cityscapes.engine.hooks import FreezeHook, SettleHook
+from d2_cityscapes.engine.hook_order import hooks_in_order
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
 from d2_cityscapes.engine.out_of_memory import during
-from d2_cityscapes.engine.precise_bn import repeatable
 from d2_cityscapes.engine.profiling import ProfileHook
-from d2_cityscapes.engine.progress import ProgressHook, ProgressPrinter
+from d2_cityscapes.engine.progress import ProgressPrinter
 from d2_cityscapes.engine.setup import (
     ConfigError,
     check_start,
@@ -64,17 +53,14 @@ from d2_cityscapes.engine.start import checked_config, setup
 from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_parameters
 from d2_cityscapes.engine.step.prefetch import Prefetcher
 from d2_cityscapes.engine.step.schedules import (
-    PlateauHook,
-    PlateauLR,
     build_lr_scheduler,
     resume_rates,
 )
 from d2_cityscapes.engine.step.training_step import build_training_step
-from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
 from d2_cityscapes.errors import D2CityscapesError, building
 from d2_cityscapes.evaluation.evaluators import ShardEvaluators, build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
-from d2_cityscapes.evaluation.results import add_weights, read_results, write_results
+from d2_cityscapes.evaluation.results import read_results, write_results
 from d2_cityscapes.memory import is_out_of_memory
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import unwrap
@@ -83,9 +69,6 @@ from d2_cityscapes.run_folder import PICTURES, RESULTS
 __all__ = ["Trainer", "build_run", "checked_config", "evaluate", "setup", "train"]
 
 logger = logging.getLogger(__name__)
-
-_Results = TypeVar("_Results")
-_LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
 
 
 class Trainer(DefaultTrainer):
@@ -249,49 +232,7 @@ class Trainer(DefaultTrainer):
         return parameter_names(unwrap(self.model), self.optimizer)
 
     def build_hooks(self) -> list[HookBase]:
-        hooks = [repeatable(hook) for hook in super().build_hooks()]
-        for hook in hooks:
-            if isinstance(hook, EvalHook):
-                hook._func = self._unless_failed(hook._func)
-        freeze = self.cfg.MODEL.FREEZE
-        if freeze.MODULES:
-            guard = FreezeHook(freeze.MODULES, schedule=freeze.SCHEDULE, norm_eval=freeze.NORM_EVAL)
-            hooks.insert(0, guard)
-        if self.cfg.SOLVER.EMA_DECAY > 0:
-            average = AveragingHook(self.cfg.SOLVER.EMA_DECAY)
-            hooks.insert(0, average)
-            for hook in hooks:
-                if isinstance(hook, EvalHook):
-                    hook._func = average.averaged(hook._func)
-        period = self.cfg.TEST.VAL_LOSS_PERIOD
-        if period > 0:
-            # before the checkpoints, which hold what the schedule learns from it, and the writers
-            later = PeriodicCheckpointer | EvalHook
-            place = next(i for i, hook in enumerate(hooks) if isinstance(hook, later))
-            hooks.insert(place, ValidationLossHook(period, build_validation_loader(self.cfg)))
-            if isinstance(self.scheduler, PlateauLR):
-                hooks.insert(place + 1, PlateauHook(period))
-        if comm.is_main_process():
-            place = next(i for i, hook in enumerate(hooks) if isinstance(hook, IterationTimer))
-            hooks.insert(place + 1, ProgressHook(images_per_step(self.cfg)))
-            hooks.append(MemoryAdviceHook(images_per_step(self.cfg)))
-            hooks.append(CallbackHook(after_train=_sign_results))
-        # before checkpoints, evaluations and the writers, and alike on all ranks
-        ends = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD, period, _LOG_PERIOD)
-        hooks.insert(0, SettleHook(ends))
-        return hooks
-
-    def _unless_failed(self, evaluate: Callable[[], _Results]) -> Callable[[], _Results | None]:
-        """For `EvalHook`, which takes a training whose last step failed for one at its end.
-
-        A checkpoint that cannot be written fails it: there would be results without weights.
-        """
-
-        def run() -> _Results | None:
-            failed = self.iter + 1 == self.max_iter  # only then is it called in the last step
-            return None if failed else evaluate()
-
-        return run
+        return hooks_in_order(self, super().build_hooks())
 
     def build_writers(self) -> list[EventWriter]:
         return [
@@ -312,14 +253,6 @@ def _check_results(cfg: CfgNode) -> None:
         return  # submissions alone were written
     rows, _ = read_results(Path(cfg.OUTPUT_DIR) / RESULTS)
     check_expected(cfg.TEST.EXPECTED_RESULTS, rows)
-
-
-def _sign_results(trainer: Trainer) -> None:
-    """Enter the checksum of the final weights, just evaluated, into results.json."""
-    results = Path(trainer.cfg.OUTPUT_DIR) / RESULTS
-    if trainer.iter >= trainer.max_iter:  # not after an error in the last step
-        images = trainer.data_loader.images
-        add_weights(results, final_weights(trainer.cfg), images and asdict(images))
 
 
 def train(

@@ -159,7 +159,7 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
         Args:
             images: (N, 3, h, w), normalised.
         """
-        size = images.shape[-2:]
+        size = (images.shape[-2], images.shape[-1])
         return {name: _upsampled(x, size) for name, x in self._coarse_logits(images).items()}
 
     def _coarse_logits(self, images: Tensor) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ def test_needs_no_detectron2(repository, datasets_root):
 def test_the_output_is_looked_at_first(call, tmp_path):
     (tmp_path / "statistics.png").mkdir()
     for output, word in (
-        (tmp_path / "statistics.png" / "a", "nowhere: no such folder"),
+        (tmp_path / "statistics.png" / "a", "nowhere: no index.json here"),
         (tmp_path, "statistics.png: is a folder"),
     ):
         code, out, err = call(

@@ -11,9 +11,9 @@ from d2_cityscapes.engine import distributed, trainer
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--profile", "0"], "'0' is not a positive number of steps"),
-        (["--profile", "-3"], "'-3' is not a positive number of steps"),
-        (["--profile", "many"], "'many' is not a positive number of steps"),
+        (["--profile", "0"], "'0' is no whole number from 1 on"),
+        (["--profile", "-3"], "'-3' is no whole number from 1 on"),
+        (["--profile", "many"], "'many' is no whole number from 1 on"),
         (["--dry-run", "--eval-only"], "--dry-run and --eval-only do not go together"),
         (["--dry-run", "--resume"], "--dry-run and --resume do not go together"),
         (["--dry-run", "--profile", "2"], "--dry-run and --profile do not go together"),

@@ -86,7 +86,13 @@ def moved(model, before) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "wrap"), [("SGD", False), ("SGD", True), ("ADAM", False), ("ADAMW", False)]
+    ("optimizer", "wrap"),
+    [
+        ("SGD", False),
+        pytest.param("SGD", True, marks=pytest.mark.no_fake_gpu("DataParallel")),
+        ("ADAM", False),
+        ("ADAMW", False),
+    ],
 )
 def test_nothing_frozen_moves_in_50_steps(optimizer, wrap):
     hooks = [FreezeHook(["backbone"]), Evaluation()]

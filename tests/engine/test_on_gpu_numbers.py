@@ -28,7 +28,10 @@ ALL_PROPOSALS = [
 FAMILIES = {"stage0": [], "stage3": ALL_PROPOSALS, "stage4": ALL_PROPOSALS}
 
 
-@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
+REAL = pytest.param("real", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["pretended", REAL])
 def gpu(request, datasets) -> Iterator[None]:
     """A GPU; with TF32 off, float32 is the CPU's but for the order of sums."""
     if request.param == "pretended":
@@ -116,9 +119,10 @@ def test_batches_arrive_whole(gpu, cfg_of):
             assert other["instances"].gt_boxes.tensor.cpu().equal(one["instances"].gt_boxes.tensor)
 
 
+@pytest.mark.parametrize("gpu", [REAL], indirect=True)
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_a_training_goes_on(gpu, precision, tmp_path):
-    """With all that makes it fast."""
+    """With all that makes it fast; on the pretended one: `test_on_gpu.py`."""
     file, opts = tiny_trainings.settings(
         "stage3", [precision, "CHANNELS_LAST", "FUSED", "PREFETCH"]
     )

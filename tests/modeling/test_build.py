@@ -186,3 +186,26 @@ def test_a_staged_model_is_stock_bit_for_bit(tiny_cfg, batch):
             losses.append(losses_of(build_detectron2_model(tiny_cfg), batch))
         assert losses[0].keys() == losses[1].keys()
         assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_a_staged_model_finds_is_stock_bit_for_bit(tiny_cfg, batch, masks):
+    """In images of another size than the wanted one; and before it is brought to that size."""
+    tiny_cfg.MODEL.MASK_ON = masks
+    tiny_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 7
+    found = []
+    for name in ("StagedRCNN", "GeneralizedRCNN"):
+        tiny_cfg.MODEL.META_ARCHITECTURE = name
+        torch.manual_seed(0)
+        model = build_detectron2_model(tiny_cfg).eval()
+        images = [{"image": image["image"], "height": 90, "width": 150} for image in batch]
+        raw = model.inference(images, do_postprocess=False)
+        found.append([*(output["instances"] for output in model(images)), *raw])
+    for own, stock in zip(*found, strict=True):
+        assert len(own) == len(stock) > 0 and own.image_size == stock.image_size
+        assert own.get_fields().keys() == stock.get_fields().keys()
+        for name, value in stock.get_fields().items():
+            other = own.get(name)
+            assert getattr(other, "tensor", other).equal(getattr(value, "tensor", value)), name

@@ -154,7 +154,7 @@ def test_a_search_that_trains_and_is_killed_twice(begin, tmp_path):
     search = begin()
     _wait_for(search, "trial 1 report 1")
     search.kill()
-    search.wait()
+    search.communicate()
     before = load_search(f"sqlite:///{out}/study.db").study.trials
     assert [t.state.name for t in before] == ["COMPLETE", "RUNNING"]
 

@@ -59,6 +59,8 @@ def as_stock(cfg: CfgNode) -> CfgNode:
     if model.META_ARCHITECTURE == "DeepLabV3Segmentor":
         _deeplab(cfg)
     model.META_ARCHITECTURE = kind
+    if "backbone.bottom_up" in model.FREEZE.MODULES:
+        model.BACKBONE.FREEZE_AT = 5  # all of it, as Detectron2 says it
     model.BACKBONE.ACTIVATION_CHECKPOINTING = False
     model.RESNETS.FOLD_FROZEN_NORM = False
     model.ROI_HEADS.NAME = "StandardROIHeads"

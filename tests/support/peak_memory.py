@@ -284,5 +284,4 @@ class _Text(argparse.RawDescriptionHelpFormatter):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

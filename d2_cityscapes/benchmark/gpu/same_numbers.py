@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -139,10 +139,10 @@ def compare_steps(found: Step, expected: Step, tolerance: float) -> Finding:
         f"({apart[worst]:.1e} of {tolerance:.0e})",
         {
             "furthest": worst,
-            "apart": _plain(apart[worst]),
+            "apart": apart[worst],
             "tolerance": tolerance,
-            "found": _all_plain(found),
-            "expected": _all_plain(expected),
+            "found": found,
+            "expected": expected,
         },
         good,
     )
@@ -178,12 +178,3 @@ def _prefetched(check: GpuCheck) -> Finding:
     found = sums(iter(Prefetcher(build_train_loader(case.cfg), device)))
     good = all(a.equal(b) for a, b in zip(found, expected, strict=True))
     return Finding(f"{number} batches: {'equal' if good else 'other numbers'}", good=good)
-
-
-def _plain(value: float) -> float | str:
-    """As JSON has it, which has no infinity."""
-    return value if abs(value) < float("inf") else str(value)
-
-
-def _all_plain(step: Mapping[str, float]) -> dict[str, float | str]:
-    return {name: _plain(value) for name, value in step.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ class Finding:
 
     Attributes:
         text: a few words for the screen.
-        values: figures, as JSON takes them.
+        values: figures, in what JSON has; infinity and nan become their names.
         good: whether it is as it should be; None where it is a figure alone.
         trouble: why there are no figures; "" where there are.
     """
@@ -125,5 +126,21 @@ def _run(name: str, task: Callable[[], Finding], *, judges: bool) -> Row:
         free_memory()
     seconds = round(time.monotonic() - started, 2)
     return Row(
-        finding.text, finding.values, finding.good, finding.trouble, name=name, seconds=seconds
+        finding.text,
+        _finite(finding.values),
+        finding.good,
+        finding.trouble,
+        name=name,
+        seconds=seconds,
     )
+
+
+def _finite(value: Any) -> Any:
+    """With words for the numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from d2_cityscapes.engine.computing import computing
 from d2_cityscapes.engine.key_effects import check_key_effects
 from d2_cityscapes.engine.trainer import Trainer, build_run, setup
 from d2_cityscapes.engine.validation_loss import build_validation_loader, validation_losses
@@ -18,7 +19,7 @@ from d2_cityscapes.run_folder import CONFIG, RESULTS
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.preflight.applied import check_applied
 from d2_cityscapes.search.space.plan import VAL_LOSS, Objective
-from d2_cityscapes.search.trials.folders import read_job
+from d2_cityscapes.search.trials.folders import TrialJob, read_job
 from d2_cityscapes.search.trials.process import Pruned, Report, serve
 
 __all__ = ["ReportHook", "run_trial"]
@@ -69,6 +70,15 @@ def run_trial(folder: Path, report: Report) -> tuple[float, Mapping[str, float]]
     job = read_job(folder)
     config = str(folder / CONFIG)
     cfg = setup(argparse.Namespace(config_file=config, opts=[], eval_only=False))
+    with computing(cfg):
+        last = _train(cfg, job, report)
+    rows, _ = read_results(folder / RESULTS)
+    means = {f"{row.task} {row.metric}": row.value for row in rows if "-" not in row.metric}
+    return last, {name: value for name, value in means.items() if value is not None}
+
+
+def _train(cfg: CfgNode, job: TrialJob, report: Report) -> float:
+    """The last value of the objective."""
     trainer, reads = build_run(cfg)
     # What acts with other values only is no mistake; what never does was refused by `check_reach`.
     check_key_effects(trainer.cfg, reads, allowed=True)
@@ -82,9 +92,7 @@ def run_trial(folder: Path, report: Report) -> tuple[float, Mapping[str, float]]
     trainer.register_hooks([ReportHook(job.period, read, report)])
     trainer.resume_or_load(resume=True)
     trainer.train()
-    rows, _ = read_results(folder / RESULTS)
-    means = {f"{row.task} {row.metric}": row.value for row in rows if "-" not in row.metric}
-    return last[-1], {name: value for name, value in means.items() if value is not None}
+    return last[-1]
 
 
 def _read_value(trainer: Trainer, cfg: CfgNode, objective: Objective) -> float:

@@ -68,3 +68,11 @@ def test_a_task_that_fails_is_a_row_and_is_tried_again(judges, tmp_path):
     assert {row.good for row in (found["large"], found["broken"])} == {False if judges else None}
     assert len(lines) == 5
     assert json.loads(file.read_text())["rows"][2]["text"] == "fine"
+
+
+def test_numbers_that_json_does_not_have(tmp_path):
+    losses = {"losses": {"a": float("nan"), "b": 1.0}, "seconds": (float("inf"), 2.0)}
+    tasks = {"overflow": lambda: Finding("", losses)}
+    run_part(part(tasks), tmp_path / "f.json", {}, deadline=LATER, say=lambda line: None)
+    (row,) = read_rows(tmp_path / "f.json", {}).values()
+    assert row.values == {"losses": {"a": "nan", "b": 1.0}, "seconds": ["inf", 2.0]}
