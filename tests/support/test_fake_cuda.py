@@ -86,6 +86,12 @@ def test_there_is_one_card(fake_gpu):
         torch.ones(3).to("cuda:1")
 
 
+def test_the_meta_device_is_what_it_was(fake_gpu):
+    for shape in (torch.ones(3).to("meta"), torch.ones(3, device="cuda").to("meta").half()):
+        assert shape.is_meta and (shape + 1).to(torch.float32).is_meta
+        assert torch.zeros_like(shape).is_meta and not shape.is_cuda
+
+
 def test_gradients_are_on_the_gpu(fake_gpu):
     layer = torch.nn.Linear(3, 2).to("cuda")
     layer(torch.ones(4, 3, device="cuda")).sum().backward()

@@ -36,8 +36,8 @@ _GIB = 2**30
 _COUNTED = (
     "Mask R-CNN, k-means anchors (stage 3)", "panoptic, MiniDL (stage 4)", "DeepLabv3 (stage 0)",
 )  # fmt: skip
-# Waits, and GiB of live tensors, of a step of four images of 1024 x 2048 in bfloat16, as a pretended
-# device counts them: docs/benchmarks.md.
+# Waits and GiB of live tensors of a step of four images of 1024 x 2048 in bfloat16, counted on a
+# pretended device: docs/benchmarks.md.
 _STATED = {_COUNTED[0]: (4, 5.81), _COUNTED[1]: (4, 7.27), _COUNTED[2]: (0, 17.41)}
 _PACKAGES = ("d2_cityscapes", "detectron2")
 
