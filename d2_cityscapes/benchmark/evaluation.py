@@ -64,14 +64,12 @@ class EvaluationBenchmark:
 
     Attributes:
         cityscapes: root of a PNG tree in the official layout.
-        tools: folder of our commands.
         split: "train" or "val".
         images: how many of the split are scored.
         rounds: how often each contender runs; medians are reported.
     """
 
     cityscapes: Path
-    tools: Path
     split: str = "val"
     images: int = 16
     rounds: int = 5
@@ -169,7 +167,7 @@ def _panoptic_commands(
     run = partial(
         subprocess.run, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    ours = [sys.executable, str(settings.tools.resolve() / "evaluate_panoptic.py")]
+    ours = [sys.executable, "-m", "d2c", "evaluate"]
     ours += ["--truth", str(truth), "--prediction", str(predicted)]
     official = [sys.executable, "-m", "cityscapesscripts.evaluation.evalPanopticSemanticLabeling"]
     for role, place in (("gt", truth), ("prediction", predicted)):

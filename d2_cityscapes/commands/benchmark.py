@@ -32,7 +32,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter, not_negative, positive
+from d2_cityscapes.commands.cli import HelpFormatter, not_negative, positive
+from d2_cityscapes.shipped import CONFIGS
 
 if TYPE_CHECKING:
     from d2_cityscapes.benchmark.comparison import Comparison
@@ -234,7 +235,6 @@ def prepare_evaluation(args: argparse.Namespace) -> Mode:
 
     settings = EvaluationBenchmark(
         cityscapes=scenes(args),
-        tools=CHECKOUT / "tools",
         split=args.split,
         images=args.images,
         rounds=args.rounds,
@@ -274,7 +274,7 @@ def prepare_training(args: argparse.Namespace) -> Mode:
     settings = TrainingBenchmark(
         cityscapes=tree,
         shards=shards,
-        config=CHECKOUT / "configs" / "stage3.yaml",
+        config=CONFIGS / "stage3.yaml",
         split=args.split,
         stock=args.stock,
         rounds=args.rounds,

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-__all__ = ["CHECKOUT", "HelpFormatter", "from_scratch", "not_negative", "positive"]
-
-# Root of the checkout, with configs/ and tools/.
-CHECKOUT = Path(__file__).resolve().parents[2]
+__all__ = ["HelpFormatter", "from_scratch", "not_negative", "positive"]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

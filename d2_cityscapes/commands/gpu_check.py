@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_cityscapes.commands.cli import CHECKOUT, HelpFormatter, not_negative, positive
+from d2_cityscapes.commands.cli import HelpFormatter, not_negative, positive
 
 __all__ = ["main"]
 
@@ -59,10 +59,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="a try of the check itself, on the CPU too"
     )
-    parser.add_argument(
-        "--configs", type=Path, default=CHECKOUT / "configs", metavar="DIR",
-        help="of a checkout, where this package is installed without one",
-    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -78,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check = GpuCheck(
         output=args.output,
-        configs=args.configs,
         device=args.device,
         tiny=args.tiny,
         budget=float(args.budget),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from d2_cityscapes.benchmark.evaluation import EvaluationBenchmark, benchmark_evaluation
 
 
 def test_every_comparison_is_made(cityscapes_tree):
     reported = []
-    tools = Path(__file__).parents[2] / "tools"
-    settings = EvaluationBenchmark(cityscapes=cityscapes_tree, tools=tools, images=2, rounds=1)
+    settings = EvaluationBenchmark(cityscapes=cityscapes_tree, images=2, rounds=1)
     found = benchmark_evaluation(settings, report=reported.extend)
     assert reported == found and len(found) == 6
     assert all(c.ours > 0 and c.theirs > 0 for c in found)

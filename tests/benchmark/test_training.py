@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from d2_cityscapes.benchmark import trainers, training, turns
 from d2_cityscapes.benchmark.trainers import TrainingBenchmark, build, datasets, entries
 from d2_cityscapes.benchmark.training import benchmark_training
 from d2_cityscapes.benchmark.turns import DOES_NOT_FIT, Turn, Turns
+from d2_cityscapes.commands import benchmark
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.shards.writer import write_shards
 from d2_cityscapes.sources.cityscapes import find_sources
@@ -144,16 +143,12 @@ def test_on_a_gpu(settings, fake_gpu, monkeypatch):
 
 
 def test_the_command_passes_its_options_on(repository, cityscapes_tree, tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("tool", repository / "tools" / "benchmark.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     taken = []
     monkeypatch.setattr(training, "benchmark_training", lambda s, report: taken.append(s) or [])
     options = ["--cityscapes", cityscapes_tree, "--split", "val", "--work-dir", tmp_path]
     options += ["--output", tmp_path / "out.json", "--height", "96", "--steps", "2"]
     options += ["--amp", "none", "--ours", "SOLVER.FUSED", "False"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "train", *map(str, options)])
-    tool.main()
+    benchmark.main(["train", *map(str, options)])
     (settings,) = taken
     assert (settings.height, settings.steps, settings.amp) == (96, 2, "")
     assert settings.width == (2048 if torch.cuda.is_available() else 1024)

@@ -17,6 +17,7 @@ from d2_cityscapes.benchmark.trainers import amp
 from d2_cityscapes.engine.trainer import evaluate, setup, train
 from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.run_folder import RESULTS
+from d2_cityscapes.shipped import CONFIGS
 
 __all__ = ["gate"]
 
@@ -52,7 +53,7 @@ def _learn(check: GpuCheck, name: str, config: str, opts: tuple[str, ...]) -> Fi
 
     def args(device: str, output: str, *more: str, eval_only: bool) -> argparse.Namespace:
         opts = [*common, "MODEL.DEVICE", device, "OUTPUT_DIR", str(folder / output), *more]
-        file = str(check.configs / "quick" / config)
+        file = str(CONFIGS / "quick" / config)
         return argparse.Namespace(
             config_file=file, opts=opts, eval_only=eval_only, resume=False, num_gpus=1
         )

@@ -34,14 +34,8 @@ def check_machine(check: GpuCheck) -> list[str]:
         Lines about what may disturb the figures.
 
     Raises:
-        D2CityscapesError: no GPU that PyTorch can use, no configs, or no room on the disk or in
-            memory.
+        D2CityscapesError: no GPU that PyTorch can use, or no room on the disk or in memory.
     """
-    if not (check.configs / "quick").is_dir():
-        raise D2CityscapesError(
-            f"{check.configs}: no configs of d2_cityscapes; name the folder configs of a checkout "
-            "by --configs"
-        )
     check_device(check.device)
     if not check.gpu and not check.tiny:
         raise D2CityscapesError("--device cpu takes hours at full size: give --tiny too")

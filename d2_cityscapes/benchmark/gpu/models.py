@@ -19,6 +19,7 @@ from d2_cityscapes.engine.step.optimizer import build_optimizer
 from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.execution.wait_free.where import as_on_gpu
+from d2_cityscapes.shipped import CONFIGS
 
 __all__ = ["FAMILIES", "Case", "State", "Step", "same_draws", "start_state"]
 
@@ -82,7 +83,7 @@ class Case:
             "MODEL.DEVICE", device,
         ]  # fmt: skip
         all_opts = [*_SAME, *_small(check, config), *own, *opts]
-        self.cfg = load_config(check.configs / config, all_opts, train=False)
+        self.cfg = load_config(CONFIGS / config, all_opts, train=False)
         torch.manual_seed(0)
         self.model = build_model(self.cfg)
         if state is not None:

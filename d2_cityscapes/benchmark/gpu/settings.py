@@ -8,6 +8,7 @@ from pathlib import Path
 from d2_cityscapes.benchmark.comparison import size_text
 from d2_cityscapes.benchmark.device import is_gpu
 from d2_cityscapes.benchmark.trainers import TrainingBenchmark
+from d2_cityscapes.shipped import CONFIGS
 
 __all__ = ["SMALL_NETWORK", "GpuCheck"]
 
@@ -32,7 +33,6 @@ class GpuCheck:
 
     Attributes:
         output: folder for scenes, what was found, and the report.
-        configs: folder of the configs.
         device: "cuda", "cuda:1"; "cpu" to try the check itself.
         tiny: small networks on small scenes, a step or two of everything.
         budget: seconds; no task begins after them.
@@ -41,7 +41,6 @@ class GpuCheck:
     """
 
     output: Path
-    configs: Path
     device: str = "cuda"
     tiny: bool = False
     budget: float = 600.0
@@ -94,7 +93,7 @@ class GpuCheck:
         return TrainingBenchmark(
             cityscapes=self.scenes(self.full_size, self.images),
             shards=self.shards(self.full_size, self.images),
-            config=self.configs / config,
+            config=CONFIGS / config,
             stock=self.stock,
             height=height,
             width=width,

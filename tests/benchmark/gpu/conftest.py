@@ -14,7 +14,7 @@ from d2_cityscapes.benchmark.gpu.settings import GpuCheck
 def cpu_check(repository, tmp_path_factory) -> GpuCheck:
     """On the CPU."""
     output = tmp_path_factory.mktemp("gpu_check")
-    return GpuCheck(output=output, configs=repository / "configs", device="cpu", tiny=True)
+    return GpuCheck(output=output, device="cpu", tiny=True)
 
 
 @pytest.fixture

@@ -60,12 +60,6 @@ def test_no_room_elsewhere(cpu_check, monkeypatch):
         check_machine(cpu_check)
 
 
-def test_no_configs(cpu_check, tmp_path):
-    with pytest.raises(D2CityscapesError, match=r"no configs of d2_cityscapes; name .* --configs"):
-        check_machine(dataclasses.replace(cpu_check, configs=tmp_path))
-    assert not list(tmp_path.iterdir())
-
-
 def test_facts(cpu_check, gpu_check_settings, fake_gpu):
     assert machine_facts(cpu_check)["device"] == "CPU"
     facts = machine_facts(gpu_check_settings)
