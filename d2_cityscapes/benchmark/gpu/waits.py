@@ -38,7 +38,7 @@ _COUNTED = (
 )  # fmt: skip
 # Waits and GiB of live tensors of a step of four images of 1024 x 2048 in bfloat16, counted on a
 # pretended device: docs/benchmarks.md.
-_STATED = {_COUNTED[0]: (4, 5.81), _COUNTED[1]: (4, 7.27), _COUNTED[2]: (0, 17.41)}
+_STATED = {_COUNTED[0]: (4, 5.81), _COUNTED[1]: (4, 7.27), _COUNTED[2]: (0, 7.79)}
 _PACKAGES = ("d2_cityscapes", "detectron2")
 
 
