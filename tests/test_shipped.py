@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.engine.start import setup
 from d2_cityscapes.shipped import CONFIGS, find_config
 
 
@@ -38,6 +40,12 @@ def test_what_is_nowhere_stays_as_it_is(elsewhere, path):
 def test_a_mistyped_name_gets_the_nearest(elsewhere):
     with pytest.raises(ConfigError, match=r"stge3.yaml: no such config file; nearest: stage3.yaml"):
         load_config("stge3.yaml")
+
+
+def test_a_training_is_set_up_by_name(elsewhere, datasets, tiny_opts):
+    opts = [*tiny_opts, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", "run"]
+    setup(argparse.Namespace(config_file="quick/instance.yaml", opts=opts, eval_only=False))
+    assert (elsewhere / "run/config.yaml").is_file()
 
 
 @pytest.mark.slow

@@ -20,8 +20,7 @@ _OFFICIAL = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}  # o
 _FOLDERS = ("cityscapes_shards", "idd_shards", "vistas_shards")
 _PICTURES, _LABELS = "leftImg8bit", ("gtFine", "gtCoarse")
 _READ = 64  # records
-_SLOW = 20  # records of 1024 x 2048 a second
-_PIXELS = 1024 * 2048
+_SLOW = 20  # records a second, of 1024 x 2048 px
 
 
 def dataset_findings(root: str | None = None) -> Iterator[Finding]:
@@ -96,16 +95,15 @@ def _counted(count: int, official: int | None) -> str:
 def _speed(name: str, reader: ShardReader) -> Finding:
     numbers = range(min(_READ, len(reader)))
     started = time.perf_counter()
-    pixels = 0
     for number in numbers:
         image = reader[number].image
-        pixels += image.shape[1] * image.shape[2]
-    speed = pixels / _PIXELS / (time.perf_counter() - started)
+    speed = len(numbers) / (time.perf_counter() - started)
+    _, height, width = image.shape
     remedy = "slow: copy the shards to a local disk"
     return Finding(
         _TOPIC,
         f"{name}, reading",
-        f"{speed:.0f} images of 1024 x 2048 px a second, one process",
+        f"{speed:.0f} images of {height} x {width} px a second, one process",
         remedy * (speed < _SLOW),
     )
 

@@ -28,6 +28,7 @@ from d2_cityscapes.run_folder import (
     evaluation_folder,
     written_by_training,
 )
+from d2_cityscapes.shipped import find_config
 
 __all__ = ["checked_config", "setup"]
 
@@ -52,6 +53,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Of an evaluation alone, OUTPUT_DIR becomes the folder that it writes to: never that of a
     training, see `evaluation_folder`.
     """
+    if args.config_file:  # Detectron2 opens it as well, to log it
+        args = argparse.Namespace(
+            **{**vars(args), "config_file": str(find_config(args.config_file))}
+        )
     cfg = checked_config(args)
     resume = getattr(args, "resume", None)  # None: of a caller that looks after its folder itself
     if args.eval_only:
