@@ -365,6 +365,8 @@ tqdm.update = update
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 {patch}
+# a test suite in the background ignores Ctrl-C, and so would this
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def main():
     dataset.make_tree(sys.argv[1], train=6, val=2, height=64, width=128, seed=1, workers=3)
 run(main)

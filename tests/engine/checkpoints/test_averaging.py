@@ -14,6 +14,7 @@ from detectron2.engine.hooks import CallbackHook
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from d2_cityscapes.engine import hook_order
 from d2_cityscapes.engine import trainer as trainer_module
 from d2_cityscapes.engine.checkpoints.averaging import AveragingHook
 from d2_cityscapes.engine.distributed import buffers_stay
@@ -195,7 +196,7 @@ def evaluated(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(Trainer, "test", classmethod(test))
     monkeypatch.setattr(trainer_module, "_check_results", lambda _: None)
-    monkeypatch.setattr(trainer_module, "_sign_results", lambda _: None)
+    monkeypatch.setattr(hook_order, "_sign_results", lambda _: None)
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from d2_cityscapes.engine import hook_order
 from d2_cityscapes.engine import trainer as trainer_module
 from d2_cityscapes.engine.checkpoints.checkpointer import CheckpointError
 from d2_cityscapes.engine.checkpoints.resume import (
@@ -49,7 +50,7 @@ def no_evaluation(monkeypatch):
     """Leave out what follows the last step."""
     monkeypatch.setattr(Trainer, "test", classmethod(lambda *_, **__: {}))
     monkeypatch.setattr(trainer_module, "_check_results", lambda _: None)
-    monkeypatch.setattr(trainer_module, "_sign_results", lambda _: None)
+    monkeypatch.setattr(hook_order, "_sign_results", lambda _: None)
 
 
 def saved(folder, name: str) -> dict:

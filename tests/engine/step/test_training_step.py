@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from d2_cityscapes.engine import hook_order
 from d2_cityscapes.engine import trainer as trainer_module
 from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.engine.step.nonfinite import NonFiniteError
@@ -256,7 +257,7 @@ def test_a_training_counts_steps_and_resumes(
     """Its epochs are of the effective batch, and a stop leaves no trace; fused, too."""
     monkeypatch.setattr(Trainer, "test", classmethod(lambda *_, **__: {}))
     monkeypatch.setattr(trainer_module, "_check_results", lambda _: None)
-    monkeypatch.setattr(trainer_module, "_sign_results", lambda _: None)
+    monkeypatch.setattr(hook_order, "_sign_results", lambda _: None)
 
     def train_to(name: str, last: str, *, resume: bool = False) -> dict:
         opts = [*tiny_opts, "SOLVER.IMS_PER_BATCH", "2", "SOLVER.ACCUMULATE_STEPS", "2"]
