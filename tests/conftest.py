@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -85,6 +86,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         gpu = _fake_cuda()
         session.config.add_cleanup(lambda: gpu.__exit__(None, None, None))
         gpu.__enter__()
+    # what is imported and collected stays: no collection has to look at it again
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

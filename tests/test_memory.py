@@ -33,6 +33,7 @@ print(faults())
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_reads_shards_uses_freed_memory_again(
     tmp_path: Path, array_source: type
 ) -> None:

@@ -41,6 +41,7 @@ def folder(repository: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_packs_trains_and_scores(repository: Path, folder: Path) -> None:
     config = repository / "configs" / "quick" / "panoptic.yaml"
     opts = ["SOLVER.MAX_ITER", "30", "TEST.EXPECTED_RESULTS", "[]", "OUTPUT_DIR", folder / "out"]

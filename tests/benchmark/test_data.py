@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_comparison_is_made(repository, cityscapes_tree, tmp_path):
     output = tmp_path / "out.json"
     done = subprocess.run(

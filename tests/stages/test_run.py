@@ -214,6 +214,7 @@ def test_averaged_weights_are_what_is_scored_and_handed_on(repository, tmp_path,
     assert str(average) == alone.cfg.MODEL.WEIGHTS
 
 
+@pytest.mark.slow
 def test_stages_with_averaged_weights_run_to_their_end(repository, tmp_path, tiny_opts, capsys):
     """The table shows the average, the next stage begins with it, and the line says so."""
     opts = [*tiny_opts, "SOLVER.MAX_ITER", "2", "SOLVER.EMA_DECAY", "0.9"]

@@ -26,7 +26,9 @@ def step(family: str, *, stock: bool) -> int:
     return peak.bytes - peak.static
 
 
-@pytest.mark.parametrize("family", ["mask_rcnn", "panoptic", "deeplab"])
+@pytest.mark.parametrize(
+    "family", ["mask_rcnn", "panoptic", pytest.param("deeplab", marks=pytest.mark.slow)]
+)
 def test_ours_needs_a_third_less_than_stock(family):
     assert step(family, stock=False) <= 0.65 * step(family, stock=True)
 

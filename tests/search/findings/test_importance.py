@@ -167,6 +167,7 @@ def test_an_effect_is_found_though_trials_are_pruned() -> None:
     assert acting >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_trees")
 def test_noise_among_pruned_trials_acts_as_rarely_as_it_should() -> None:
     acting = 0
