@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 import functools
 import os
+from pathlib import Path
 
-__all__ = ["fragmentation_advice", "is_out_of_memory", "keep_freed_memory"]
+__all__ = ["available_memory", "fragmentation_advice", "is_out_of_memory", "keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST = 32 << 20  # bytes: the largest that glibc accepts as M_MMAP_THRESHOLD
@@ -58,3 +59,13 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def available_memory() -> int | None:
+    """Bytes of the host that programs can still have; None where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+    return None

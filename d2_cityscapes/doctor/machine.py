@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from d2_cityscapes.doctor.findings import Finding
+from d2_cityscapes.memory import available_memory
 
 __all__ = ["machine_findings", "shared_memory"]
 
@@ -33,7 +33,7 @@ def machine_findings(output: Path) -> Iterator[Finding]:
         output: a folder; where it does not exist yet, the nearest one above it counts.
     """
     yield Finding(_TOPIC, "processors", str(_processors()))
-    memory = _available_memory()
+    memory = available_memory()
     if memory is not None:
         remedy = "close other programs, or train with fewer SOLVER.IMS_PER_BATCH and NUM_WORKERS"
         yield Finding(
@@ -65,16 +65,6 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _available_memory() -> int | None:
-    """Bytes that programs can still have; None where the system does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    return None
 
 
 def _disk(output: Path) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from d2_cityscapes.doctor.findings import Finding
+from d2_cityscapes.engine.devices import unusable_gpu
 
 __all__ = ["model_findings"]
 
@@ -28,6 +29,9 @@ def model_findings() -> Iterator[Finding]:
         return
     yield Finding(_TOPIC, "cpu", "computes convolution, RoIAlign and NMS, forward and backward")
     if not torch.cuda.is_available():
+        reason = unusable_gpu()
+        if reason:
+            yield Finding(_TOPIC, "gpu", "there, but PyTorch cannot use it", reason)
         return
     name = torch.cuda.get_device_name(0)
     try:

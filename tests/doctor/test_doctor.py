@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from d2_cityscapes.doctor import machine
+from d2_cityscapes.doctor import machine, model
 from d2_cityscapes.doctor.datasets import dataset_findings
 from d2_cityscapes.doctor.findings import Finding, as_json, as_text, problems
 from d2_cityscapes.doctor.machine import machine_findings, shared_memory
@@ -34,6 +34,11 @@ def test_a_machine_that_runs_this_suite_has_all_software():
 
 def test_a_tiny_network_computes():
     assert problems(model_findings()) == []
+
+
+def test_a_gpu_that_pytorch_cannot_use(monkeypatch):
+    monkeypatch.setattr(model, "unusable_gpu", lambda: "driver too old: install a newer one")
+    assert remedy_of(model_findings(), "gpu") == "driver too old: install a newer one"
 
 
 def test_a_tiny_network_on_a_gpu_is_compared(fake_gpu):

@@ -17,6 +17,7 @@ from d2_cityscapes.benchmark.gpu.settings import GpuCheck
 from d2_cityscapes.engine.devices import lacks_kernels, unusable_gpu
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import check_folder
+from d2_cityscapes.memory import available_memory
 
 __all__ = ["check_machine", "machine_facts"]
 
@@ -43,15 +44,15 @@ def check_machine(check: GpuCheck) -> list[str]:
     check_folder(check.output)
     existing = next(p for p in (check.output.resolve(), *check.output.resolve().parents)
                     if p.exists())  # fmt: skip
-    disk, memory = shutil.disk_usage(existing).free / _GIB, _free_memory()
+    disk, memory = shutil.disk_usage(existing).free, available_memory()
     for what, free, needed in (
         (f"{check.output}: the disk", disk, _DISK_TINY if check.tiny else _DISK),
         ("the memory of this machine", memory, _MEMORY_TINY if check.tiny else _MEMORY),
     ):
-        if free is not None and free < needed:
+        if free is not None and free < needed * _GIB:
             raise D2CityscapesError(
-                f"{what} has {free:.1f} GiB free, and the check needs {needed:g}; make room, or "
-                "try --tiny"
+                f"{what} has {free / _GIB:.1f} GiB free, and the check needs {needed:g}; make room, "
+                "or try --tiny"
             )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not check.tiny and cores is not None and cores < check.workers:
@@ -92,14 +93,6 @@ def _check_card(check: GpuCheck) -> list[str]:
     if total - free > 1.0:
         return [f"{total - free:.1f} GiB of the card are taken: is something else running on it?"]
     return []
-
-
-def _free_memory() -> float | None:
-    """GiB of the host; None where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]) / 2**20
-    return None
 
 
 def _driver() -> str:

@@ -27,7 +27,7 @@ def test_no_gpu(gpu_check_settings, monkeypatch):
 
 def test_no_room_on_the_card(gpu_check_settings, fake_gpu, monkeypatch):
     full = dataclasses.replace(gpu_check_settings, tiny=False)
-    monkeypatch.setattr(machine, "_free_memory", lambda: 100.0)
+    monkeypatch.setattr(machine, "available_memory", lambda: 100 << 30)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(0, 0, 100 << 30))
     check_machine(full)
     fake_gpu.memory = 5 << 30
@@ -52,7 +52,7 @@ def test_no_such_device(cpu_check, changes, word):
 
 def test_no_room_elsewhere(cpu_check, monkeypatch):
     assert check_machine(cpu_check) == []
-    monkeypatch.setattr(machine, "_free_memory", lambda: 0.5)
+    monkeypatch.setattr(machine, "available_memory", lambda: 1 << 29)
     with pytest.raises(D2CityscapesError, match=r"memory of this machine has 0.5 GiB free"):
         check_machine(cpu_check)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(0, 0, 1 << 20))
