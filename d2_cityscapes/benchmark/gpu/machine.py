@@ -51,7 +51,7 @@ def check_machine(check: GpuCheck) -> list[str]:
     ):
         if free is not None and free < needed * _GIB:
             raise D2CityscapesError(
-                f"{what} has {free / _GIB:.1f} GiB free, and the check needs {needed:g}; make room, "
+                f"{what} has {free / _GIB:.1f} GiB free, and the check needs {needed:g}: make room "
                 "or try --tiny"
             )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -12,6 +12,8 @@ from detectron2.layers import ROIAlign
 from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
+from d2_cityscapes.modeling.execution.swapping import swap_classes
+
 __all__ = ["pool_exactly"]
 
 
@@ -23,10 +25,7 @@ def pool_exactly(model: nn.Module) -> int:
     Returns:
         How many.
     """
-    poolers = [layer for layer in model.modules() if type(layer) in _EXACT]
-    for pooler in poolers:
-        pooler.__class__ = _EXACT[type(pooler)]
-    return len(poolers)
+    return swap_classes(model, _EXACT)
 
 
 class _ExactROIAlign(ROIAlign):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2_cityscapes.layers.recomputed import max_pool, recomputed
+from d2_cityscapes.modeling.execution.swapping import swap_classes
 
 __all__ = ["pool_without_indices"]
 
@@ -24,10 +25,7 @@ def pool_without_indices(model: nn.Module) -> int:
     Returns:
         How many.
     """
-    layers = [layer for layer in model.modules() if type(layer) in _LEAN]
-    for layer in layers:
-        layer.__class__ = _LEAN[type(layer)]
-    return len(layers)
+    return swap_classes(model, _LEAN)
 
 
 class _LeanStem(BasicStem):
