@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command ``d2c``: every command of d2_cityscapes as a subcommand.
 
 It stands beside the package because importing that registers its parts with Detectron2, which takes
@@ -32,11 +33,14 @@ COMMANDS = {
     "install-detectron2": ("install_detectron2", "install Detectron2 into this Python"),
 }
 _ASKED = ("-h", "--help")
+_COMPLETING = "_ARGCOMPLETE"  # set by the shell when TAB is pressed
 _PLAIN = "D2_CITYSCAPES_PLAIN"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``d2c SUBCOMMAND ...`` and leave the process: 0 done, 1 failed, 2 wrong arguments."""
+    if _COMPLETING in os.environ:
+        _complete()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in _ASKED:
@@ -68,6 +72,14 @@ def run_command(
     _plain_import("d2_cityscapes.errors").run(lambda: command.main(argv))
 
 
+def _complete() -> None:
+    """Offer the shell what may stand where TAB was pressed, and leave the process."""
+    _plain_import("d2_cityscapes.commands.completion").complete(
+        {name: does for name, (_, does) in COMMANDS.items()},
+        lambda name, words: run_command(COMMANDS[name][0], words, program=f"d2c {name}"),
+    )
+
+
 def _plain_import(name: str) -> object:
     """Import without registering anything, unless that is done already.
 
@@ -93,6 +105,8 @@ def _help() -> str:
             "Instance, semantic and panoptic segmentation of street scenes, on Detectron2.",
             "",
             *lines,
+            "",
+            'eval "$(register-python-argcomplete d2c)"  # in bash and zsh: TAB completes d2c',
             "",
             "d2c COMMAND --help says more. A first tour, in this order:",
             "",

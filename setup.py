@@ -64,6 +64,7 @@ setup(
         "tqdm>=4.60",
         "optuna>=4.0",
         "scipy>=1.10",
+        "argcomplete>=3.1",  # TAB behind d2c
     ],
     extras_require={
         # PNGs decoded in a third of the time; built from source, which needs a C++ compiler
