@@ -28,8 +28,6 @@ $(ready): constraints.txt setup.py tools/install_detectron2.py $(wildcard tools/
 	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) setuptools wheel torch torchvision
 	$(python) tools/install_detectron2.py --constraint constraints.txt
 	$(python) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(python) -m pip install -q --disable-pip-version-check -c constraints.txt pywuffs \
-	  || echo 'pywuffs was not built (it needs a C++ compiler): Pillow decodes PNGs, three times as slowly'
 	touch $@
 
 demo: $(ready)  ## everything from nothing: synthetic scenes, shards, anchors, stages 0-4, report

@@ -40,7 +40,7 @@ setup(
     version=_VERSION[1],
     description="Detectron2 components for the segmentation of street scenes (Cityscapes)",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.10",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["d2_cityscapes", "d2_cityscapes.*"]),
@@ -50,10 +50,11 @@ setup(
     package_data={"d2_cityscapes": ["py.typed"]},
     # Detectron2 is on no package index under its own name: tools/install_detectron2.py installs it.
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.4",
+        "torchvision>=0.19",
         "numpy>=1.26",
         "pillow>=10",
+        "pyyaml>=6",
         "fvcore>=0.1.5",
         "safetensors>=0.4",
         "zstandard>=0.22",
@@ -67,8 +68,7 @@ setup(
         "argcomplete>=3.1",  # TAB behind d2c
     ],
     extras_require={
-        # PNGs decoded in a third of the time; built from source, which needs a C++ compiler
-        "png": ["pywuffs>=2.0.1"],
+        "png": ["imagecodecs>=2025.3.30"],  # PNGs read in two thirds of the time
         "jpeg2000": _JPEG2000,  # to write and read shards with --image-codec jpeg2000-ht
         "postgresql": _POSTGRESQL,  # tools/search.py --storage postgresql://
         "benchmark": _BENCHMARK,  # tools/benchmark.py

@@ -1,4 +1,4 @@
-"""PNG files as arrays, by Wuffs where pywuffs is installed, else by Pillow, three times as slowly.
+"""PNG files as arrays, by libpng where imagecodecs is installed, else by Pillow, more slowly.
 
 Shape letters: H, W pixels.
 """
@@ -25,11 +25,10 @@ from d2_cityscapes.memory import keep_freed_memory
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-try:  # no binaries of it are published: it needs a C++ compiler, and so is optional
-    import pywuffs
-    from pywuffs.aux import ImageDecoder, ImageDecoderConfig
+try:  # 30 MB, for a time that only many pictures make felt, and so optional
+    import imagecodecs
 except ImportError:
-    pywuffs = None
+    imagecodecs = None
 
 __all__ = [
     "IDS",
@@ -64,6 +63,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _COMMENT = "Comment"  # keyword of a PNG; Pillow calls that of a JPEG "comment"
+# A transparent colour would be a fourth channel; of profiles, libpng prints what it thinks of them.
+_LEFT_TO_PILLOW = (b"tRNS", b"iCCP")
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 
 
@@ -170,7 +171,7 @@ def read_png(path: Path, kind: PngKind) -> np.ndarray:
         header = _parse_header(data)
     check_size(path, header.size)
     _check_kind(path, header, kind)
-    array = _decode_with_wuffs(data, header)
+    array = _decode_with_libpng(data, header)
     if array is not None:
         return array
     with picture_errors(path), Image.open(path, formats=["PNG"]) as image:
@@ -228,24 +229,16 @@ def figure_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_with_wuffs(data: bytes, header: PngHeader) -> np.ndarray | None:
-    """The pixels; None where Wuffs is missing or would not give what Pillow gives."""
+def _decode_with_libpng(data: bytes, header: PngHeader) -> np.ndarray | None:
+    """The pixels; None where imagecodecs is missing or would not give what Pillow gives."""
     too_large = np.prod(header.size) > (Image.MAX_IMAGE_PIXELS or np.inf)
-    transparent = b"tRNS" in data[: data.find(b"IDAT")]
-    if pywuffs is None or too_large or transparent:
+    start = data[: data.find(b"IDAT")]
+    if imagecodecs is None or too_large or any(chunk in start for chunk in _LEFT_TO_PILLOW):
         return None
-    config = ImageDecoderConfig()
-    config.quirks = {pywuffs.ImageDecoderQuirks.IGNORE_CHECKSUM: 0}
-    formats = pywuffs.PixelFormat
-    config.pixel_format = {("RGB", 8): formats.RGB, ("grey", 8): formats.Y}.get(
-        (header.colour, header.depth), formats.Y_16LE
-    )
-    decoded = ImageDecoder(config).decode(data)
-    if decoded.error_message:
+    try:
+        return imagecodecs.png_decode(data)
+    except (RuntimeError, ValueError):  # what Pillow says of it is what users are told
         return None
-    if header.depth == 16:
-        return decoded.pixbuf.view("<u2")[..., 0]
-    return decoded.pixbuf if header.colour == "RGB" else decoded.pixbuf.reshape(header.size)
 
 
 def _parse_header(data: bytes) -> PngHeader:

@@ -25,12 +25,12 @@ PICTURES = st.one_of(
 )
 
 
-@pytest.fixture(params=["wuffs", "pillow"])
+@pytest.fixture(params=["libpng", "pillow"])
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pillow":
-        monkeypatch.setattr(png, "pywuffs", None)
-    elif png.pywuffs is None:
-        pytest.skip("pywuffs is not installed")
+        monkeypatch.setattr(png, "imagecodecs", None)
+    elif png.imagecodecs is None:
+        pytest.skip("imagecodecs is not installed")
     return request.param
 
 
@@ -86,7 +86,16 @@ def test_comments_and_profiles_change_nothing(decoder: str, tmp_path: Path) -> N
     np.testing.assert_array_equal(read_png(path, RGB), pixels)
 
 
-@pytest.mark.skipif(png.pywuffs is None, reason="pywuffs is not installed")
+def test_a_profile_that_libpng_dislikes_is_no_line_on_the_screen(
+    decoder: str, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    path, pixels = tmp_path / "a.png", np.full((2, 3, 3), 90, np.uint8)
+    path.write_bytes(encoded(pixels, icc_profile=b"no profile"))
+    np.testing.assert_array_equal(read_png(path, RGB), pixels)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(png.imagecodecs is None, reason="imagecodecs is not installed")
 @pytest.mark.parametrize("pixels", [np.uint16, np.uint8])
 def test_both_decoders_agree_on_damaged_files(
     pixels: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,7 +113,7 @@ def test_both_decoders_agree_on_damaged_files(
         path.write_bytes(damaged)
         fast = outcome(path, kind)
         with monkeypatch.context() as patch:
-            patch.setattr(png, "pywuffs", None)
+            patch.setattr(png, "imagecodecs", None)
             slow = outcome(path, kind)
         assert (fast is None) == (slow is None)
         if fast is not None:

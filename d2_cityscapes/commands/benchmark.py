@@ -4,6 +4,8 @@
                Detectron2's own loading of the same PNG tree
   evaluation   panoptic quality against cityscapesscripts, instance AP against Detectron2's
                evaluators: the same noisy predictions, one thread
+  decoding     our reading of PNGs against Pillow and the other decoders that are installed, in
+               processor time; one that gives other pixels is a row that says so
   minidl       MiniDL and its semantic head against their direct form: the same parameters, one
                thread; on a GPU too, where there is one
   fusion       panoptic fusion, and all post-processing of an image, against Detectron2's: the same
@@ -16,9 +18,9 @@
                A contender that does not fit into the GPU is a row that says so
 
 Several modes, e.g. "minidl fusion", run one after the other with the same options.
-For data, evaluation and train, without --cityscapes, synthetic scenes are made in --work-dir first,
-and kept for the next run, as the shards are. Ratios above 1 are in favour of this package. Writes
-JSON, and Markdown beside it, anew with every group of results: what ends a run loses none of them.
+Where a mode needs scenes and has no --cityscapes, synthetic ones are made in --work-dir first, and
+kept for the next run, as the shards are. Ratios above 1 are in favour of this package. Writes JSON,
+and Markdown beside it, anew with every group of results: what ends a run loses none of them.
 """
 
 from __future__ import annotations
@@ -52,10 +54,16 @@ def parse_args(argv: Sequence[str] | None) -> list[argparse.Namespace]:
     modes = parser.add_subparsers(dest="mode", required=True)
     data = modes.add_parser("data", help="loading", formatter_class=HelpFormatter)
     evaluation = modes.add_parser("evaluation", help="scoring", formatter_class=HelpFormatter)
+    decoding = modes.add_parser("decoding", help="PNGs", formatter_class=HelpFormatter)
     minidl = modes.add_parser("minidl", help="semantic head", formatter_class=HelpFormatter)
     fusion = modes.add_parser("fusion", help="post-processing", formatter_class=HelpFormatter)
     train = modes.add_parser("train", help="training steps", formatter_class=HelpFormatter)
-    of_scenes = ((data, "train", 96, 3), (evaluation, "val", 16, 5), (train, "train", 24, 5))
+    of_scenes = (
+        (data, "train", 96, 3),
+        (evaluation, "val", 16, 5),
+        (decoding, "val", 16, 5),
+        (train, "train", 24, 5),
+    )
     for mode, split, images, rounds in of_scenes:
         mode.add_argument("--cityscapes", type=Path, help="root of a PNG tree; omit for synthetic")
         mode.add_argument("--split", default=split, choices=["train", "val"], help="of the tree")
@@ -174,6 +182,7 @@ def measure_mode(args: argparse.Namespace) -> None:
     prepare = {
         "data": prepare_data,
         "evaluation": prepare_evaluation,
+        "decoding": prepare_decoding,
         "minidl": prepare_minidl,
         "fusion": prepare_fusion,
         "train": prepare_training,
@@ -240,6 +249,18 @@ def prepare_evaluation(args: argparse.Namespace) -> Mode:
         rounds=args.rounds,
     )
     return settings, benchmark_evaluation
+
+
+def prepare_decoding(args: argparse.Namespace) -> Mode:
+    from d2_cityscapes.benchmark.decoding import DecodingBenchmark, benchmark_decoding
+
+    settings = DecodingBenchmark(
+        cityscapes=scenes(args),
+        split=args.split,
+        images=args.images,
+        rounds=args.rounds,
+    )
+    return settings, benchmark_decoding
 
 
 def prepare_minidl(args: argparse.Namespace) -> Mode:

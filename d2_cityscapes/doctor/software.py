@@ -37,7 +37,7 @@ _NEEDED = (
     "optuna",
 )
 # the distribution, and what it gives
-_USEFUL = {"pywuffs": "PNGs decoded in a third of the time", "imagecodecs": "JPEG 2000 shards"}
+_USEFUL = {"imagecodecs": "PNGs read in two thirds of the time, and JPEG 2000 shards"}
 _EDITED = "COMPATIBILITY_EDITS.txt"  # in the wheel that tools/install_detectron2 makes
 
 
