@@ -111,7 +111,9 @@ def _place(error: Exception) -> str | None:
         if module.partition(".")[0] in _FOREIGN:
             line = linecache.getline(frame.f_code.co_filename, number).strip()
             shown = f" ({line})" if line and not str(error).strip() else ""
-            return f"{module}, {frame.f_code.co_qualname}{shown}"
+            code = frame.f_code
+            # with the class that it belongs to, from Python 3.11 on
+            return f"{module}, {getattr(code, 'co_qualname', code.co_name)}{shown}"
     return None
 
 

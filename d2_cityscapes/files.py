@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from d2_cityscapes.errors import D2CityscapesError
 
@@ -37,11 +37,13 @@ __all__ = [
     "lock_folder",
     "open_atomically",
     "remove_temporaries",
+    "stream_sha256",
     "write_atomically",
     "write_json",
 ]
 
 _LOCK_PATIENCE = 2.0  # seconds
+_READ_AT_ONCE = 1 << 20  # bytes
 _LONGEST_NAME = 255  # bytes, of most file systems
 _LEAVES_FOLDER = re.compile(r"[/\\]|^[A-Za-z]:")
 
@@ -251,7 +253,15 @@ def file_errors(path: str | Path, error_type: type[D2CityscapesError]) -> Iterat
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return stream_sha256(file)
+
+
+def stream_sha256(file: BinaryIO) -> str:
+    """SHA-256 of what an open file holds from here on, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while part := file.read(_READ_AT_ONCE):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def is_plain_name(name: object) -> bool:

@@ -1,28 +1,67 @@
-"""Without Detectron2: one line, and the plain rooms still work."""
+"""Without Detectron2: one line, and the plain rooms still work. Without cityscapesscripts: all."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-_HIDE = """
+_WITHOUT = """
 import sys
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] == 'detectron2':
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.split('.')[0] == '{package}':
+            raise {error}
 sys.meta_path.insert(0, Hide())
+"""
+_HIDE = (
+    _WITHOUT.format(package="detectron2", error='ModuleNotFoundError(f"No {name!r}", name=name)')
+    + """
 import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda n, p=None: None if n.startswith('detectron2') else found(n, p)
+"""
+)
+# On new versions of what it stands on it may raise anything.
+_BROKEN_SCRIPTS = _WITHOUT.format(package="cityscapesscripts", error="AttributeError('np.in1d')")
+_ROAD = """
+import argparse, importlib, pkgutil
+import d2_cityscapes
+from d2_cityscapes.engine.start import setup
+from d2_cityscapes.engine.trainer import train
+for module in pkgutil.walk_packages(d2_cityscapes.__path__, 'd2_cityscapes.'):
+    if not module.name.endswith('__main__'):
+        importlib.import_module(module.name)
+from d2_cityscapes.shards.writer import write_shards
+from d2_cityscapes.sources.cityscapes import find_sources
+from d2_cityscapes.synthetic.dataset import make_tree
+make_tree('scenes', train=2, val=2, height=64, width=128, seed=1)
+for split in ('train', 'val'):
+    write_shards(find_sources('scenes', split), 'cityscapes_shards', split=split)
+arguments = dict(config_file='quick/panoptic.yaml', opts=sys.argv[1:], eval_only=False)
+train(setup(argparse.Namespace(**arguments)))
 """
 
 
 def _python(code: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", "-c", _HIDE + code]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_training_and_evaluation_need_no_cityscapesscripts(tmp_path, tiny_opts, repository):
+    opts = [*tiny_opts, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", "run"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _BROKEN_SCRIPTS + _ROAD, *opts],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env=os.environ | {"DETECTRON2_DATASETS": str(tmp_path), "PYTHONPATH": str(repository)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    tasks = {"bbox", "segm", "segm_cityscapes", "sem_seg", "panoptic_seg"}
+    assert {row["task"] for row in rows} == tasks
 
 
 def test_import_gives_one_line_with_the_command():

@@ -29,8 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cityscapesscripts.evaluation.evalPanopticSemanticLabeling import pq_compute_single_core
-from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Boxes, Instances
@@ -43,6 +41,7 @@ from d2_cityscapes.benchmark.comparison import (
     reported,
     time_in_turn,
 )
+from d2_cityscapes.benchmark.official import OfficialToolsError, official_tools
 from d2_cityscapes.data.register import register_cityscapes_shards
 from d2_cityscapes.evaluation.evaluators import CityscapesInstanceEvaluator, InstanceEvaluator
 from d2_cityscapes.evaluation.instances.coco_matching import true_objects
@@ -85,6 +84,9 @@ def benchmark_evaluation(
 
 
 def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
+    with official_tools():
+        from cityscapesscripts.evaluation.evalPanopticSemanticLabeling import pq_compute_single_core
+        from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
     split, rng = settings.split, np.random.default_rng(0)
     truth, predicted, names = folder / "truth" / split, folder / "predicted" / split, []
     maps = []
@@ -102,7 +104,7 @@ def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
     started = time.perf_counter()
     for place in (truth, predicted):
         (place.parent / "coco").mkdir()
-        with _silence():
+        with _silence(), official_tools():
             convert2panoptic(str(place.parent), str(place.parent / "coco"), False, [split])
     converting = time.perf_counter() - started
     documents = [
@@ -114,7 +116,7 @@ def _panoptic(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
 
     def official() -> None:
         pngs = [str(p.parent / "coco" / f"cityscapes_panoptic_{split}") for p in (truth, predicted)]
-        with _silence():
+        with _silence(), official_tools():
             pq_compute_single_core(0, pairs, *pngs, categories)
 
     def update() -> None:
@@ -173,10 +175,12 @@ def _panoptic_commands(
     for role, place in (("gt", truth), ("prediction", predicted)):
         pngs = place.parent / "coco" / f"cityscapes_panoptic_{settings.split}"
         official += [f"--{role}-folder", str(pngs), f"--{role}-json-file", f"{pngs}.json"]
-    return (
-        lambda: run([*ours, "--output", "ours.json"]),
-        lambda: run([*official, "--results_file", "official.json"]),
-    )
+
+    def official_command() -> None:
+        with official_tools():
+            run([*official, "--results_file", "official.json"])
+
+    return lambda: run([*ours, "--output", "ours.json"]), official_command
 
 
 def _instances(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
@@ -201,34 +205,40 @@ def _instances(settings: EvaluationBenchmark, folder: Path) -> list[Comparison]:
     MetadataCatalog.get(f"{_NAME}_city").set(gt_dir=str(folder), thing_classes=things)
     output = {"instances": found}
 
-    def run(evaluator: DatasetEvaluator, image: dict) -> Any:
-        with _silence():
+    def run(evaluator: DatasetEvaluator, image: dict, guard: Any = contextlib.nullcontext) -> Any:
+        with _silence(), guard():
             evaluator.reset()
             evaluator.process([image], [output])
             return evaluator.evaluate()
 
     comparisons = []
-    for measure, own, peer, stock in (
+    for measure, own, peer, stock, guard in (
         (
             "COCO segm AP",
             InstanceEvaluator(_NAME, ["segm"]),
             "Detectron2's COCOEvaluator",
             COCOEvaluator(f"{_NAME}_coco", tasks=("segm",), use_fast_impl=False, distributed=False),
+            contextlib.nullcontext,
         ),
         (
             "Cityscapes AP",
             CityscapesInstanceEvaluator(_NAME, ["segm_cityscapes"]),
             "Detectron2's CityscapesInstanceEvaluator",
             _stock_cityscapes_evaluator(f"{_NAME}_city"),
+            official_tools,
         ),
     ):
-        seconds = time_in_turn(
-            {"ours": partial(run, own, ours), peer: partial(run, stock, theirs)},
-            rounds=settings.rounds,
-        )
+        contenders = {"ours": partial(run, own, ours), peer: partial(run, stock, theirs, guard)}
+        failure = ""
+        try:
+            contenders[peer]()
+        except OfficialToolsError as error:
+            failure = str(error)
+            del contenders[peer]
+        seconds = time_in_turn(contenders, rounds=settings.rounds)
         comparisons += compare(
             f"{measure}, one image, {_MASKS} masks", "ms", 1000 * seconds["ours"],
-            {peer: 1000 * seconds[peer]},
+            {peer: failure or 1000 * seconds[peer]},
         )  # fmt: skip
     return comparisons
 

@@ -31,7 +31,7 @@ def during(what: Callable[[], str]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
-            error.add_note(what())
+            vars(error).setdefault("__notes__", []).append(what())  # add_note of Python 3.11
         raise
 
 

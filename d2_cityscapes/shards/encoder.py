@@ -7,7 +7,6 @@ are is known at the end only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2_cityscapes.files import open_atomically
+from d2_cityscapes.files import open_atomically, stream_sha256
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.labels.instances import COLUMNS, InstanceTable, find_instances
 from d2_cityscapes.shards.file import TABLES, ShardError, head_checksum
@@ -104,7 +103,7 @@ def write_shard(
             file.seek(0)
             file.write(_begin(metadata, tables, tensors, room=len(begin)))
         file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return stream_sha256(file)
 
 
 def encode_image(source: Source, *, codec: str, size: tuple[int, int]) -> bytes:

@@ -17,13 +17,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from cityscapesscripts.helpers.labels import id2label
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import lock_folder, remove_temporaries, write_atomically, write_json
 from d2_cityscapes.labels import INSTANCE_DIVISOR
+from d2_cityscapes.labels.cityscapes import CITYSCAPES_LABELS
 from d2_cityscapes.synthetic.street.canvas import draw_ids
 from d2_cityscapes.synthetic.street.scene import Scene, render_scene
 from d2_cityscapes.synthetic.street.sprites import (
@@ -246,8 +246,8 @@ def _files(root: Path, split: str, index: int) -> list[Path]:
 @functools.cache
 def _label_colors() -> np.ndarray:
     """uint8 (34, 4): RGBA of every label id, as in the official colour maps."""
-    count = max(id2label) + 1
-    return np.array([(*id2label[i].color, 255) for i in range(count)], dtype=np.uint8)
+    colors = {label.label_id: label.color for label in CITYSCAPES_LABELS.values()}
+    return np.array([(*colors[i], 255) for i in range(max(colors) + 1)], dtype=np.uint8)
 
 
 def _png(array: np.ndarray) -> bytes:

@@ -19,9 +19,15 @@ from d2_cityscapes.labels import (
     LabelClass,
     LabelTable,
 )
+from d2_cityscapes.labels.cityscapes import CITYSCAPES_LABELS
 from d2_cityscapes.labels.idd import IDD_LABELS
 
 THINGS = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+
+
+def test_labels_are_the_official_ones() -> None:
+    ours = [(name, *label) for name, label in CITYSCAPES_LABELS.items()]
+    assert ours == [(x.name, x.id, x.trainId, x.hasInstances, x.color) for x in labels]
 
 
 def test_classes_are_the_evaluated_ones_in_train_id_order() -> None:

@@ -5,7 +5,7 @@ Shape letters: H, W pixels; R runs of pixels with equal ids.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class MapScore:
         self.table = table
         self._sums = sums
 
-    def merge(self, other: Self | np.ndarray) -> None:
+    def merge(self, other: MapScore | np.ndarray) -> None:
         """Add the sums of another instance over the same classes, or a `state` of one."""
         if isinstance(other, MapScore) and other.table.hash != self.table.hash:
             raise InvalidMapError(

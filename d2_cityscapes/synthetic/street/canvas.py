@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageDraw
 
 from d2_cityscapes.labels import INSTANCE_DIVISOR
+from d2_cityscapes.labels.cityscapes import CITYSCAPES_LABELS
 from d2_cityscapes.synthetic.street.camera import Camera, Light
 from d2_cityscapes.synthetic.street.sprites import Drawing, Polygon, Sprite, rasterize
 from d2_cityscapes.synthetic.street.textures import noise_tile
@@ -36,9 +36,9 @@ def label_id_of(label: str) -> tuple[int, bool]:
 
     "cargroup" and the like are regions of several instances, as in Cityscapes' polygon files.
     """
-    if label in name2label:
-        return name2label[label].id, name2label[label].hasInstances
-    return name2label[label.removesuffix("group")].id, False
+    if label in CITYSCAPES_LABELS:
+        return CITYSCAPES_LABELS[label].label_id, CITYSCAPES_LABELS[label].has_instances
+    return CITYSCAPES_LABELS[label.removesuffix("group")].label_id, False
 
 
 def draw_ids(objects: list[tuple[str, Polygon]], size: tuple[int, int]) -> np.ndarray:

@@ -18,10 +18,10 @@ from d2_cityscapes.modeling.build import build_model
         (["MODEL.RPN.IN_FEATURES", ["p2", "p9"]], "KeyError: 'p9'"),
         (
             ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res9"]],
-            "ResNet.__init__: AssertionError: Available children",
+            r"resnet, (ResNet\.)?__init__: AssertionError: Available children",
         ),
         (["MODEL.BACKBONE.NAME", "build_no_backbone"], "build_no_backbone"),
-        (["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5, 0.6]], r"Matcher.__init__ \(assert len\(labels"),
+        (["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5, 0.6]], r"__init__ \(assert len\(labels"),
         (
             ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0], [0.5, 1.0], [1.0], [1.0], [1.0]]],
             "same number of anchors",
@@ -38,8 +38,8 @@ def test_one_line(configure: Callable, opts: list, message: str) -> None:
 def test_a_bare_assertion_shows_its_code() -> None:
     with pytest.raises(D2CityscapesError) as caught, building("it"):
         Matcher([0.0], [0, 1])
-    assert str(caught.value) == (
-        "it cannot be built from this config: detectron2.modeling.matcher, Matcher.__init__ "
+    assert str(caught.value).replace("Matcher.", "") == (  # which Python 3.10 does not know
+        "it cannot be built from this config: detectron2.modeling.matcher, __init__ "
         "(assert thresholds[0] > 0): AssertionError"
     )
 
