@@ -26,6 +26,7 @@ __getattr__ = lazy_exports(
 
 _REGISTERING = (
     "data.register",
+    "data.shard_folders",
     "modeling.anchors.generator",
     "modeling.box_head",
     "modeling.deeplab",

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from d2_cityscapes.commands.cli import HelpFormatter
 from d2_cityscapes.files import expanded
-from d2_cityscapes.labels import LABEL_TABLES
 
 __all__ = ["main"]
 
@@ -32,8 +31,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", required=True, help="train, val, train_extra or test")
     parser.add_argument(
         "--labels",
-        choices=sorted(LABEL_TABLES),
-        help="the classes; without it, those that the shards were made with",
+        metavar="TABLE",
+        help="the classes: cityscapes, idd, vistas, or a YAML file; without it, those that the "
+        "shards were made with",
     )
     parser.add_argument(
         "--partitions",
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from d2_cityscapes.data import ShardReader
     from d2_cityscapes.files import check_outputs, write_atomically
-    from d2_cityscapes.shards.reader import built_in_table
+    from d2_cityscapes.labels.table_file import find_table
+    from d2_cityscapes.shards.reader import folder_table
     from d2_cityscapes.shards.statistics import dataset_statistics, plot_statistics
     from d2_cityscapes.shards.statistics_text import format_statistics
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs = [args.output / name for name in names]
     check_outputs(outputs)
     partitions = sorted(set(args.partitions)) if args.partitions else None
-    table = LABEL_TABLES[args.labels] if args.labels else built_in_table(args.shards)
+    table = find_table(args.labels) if args.labels else folder_table(args.shards)
     reader = ShardReader(args.shards, split=args.split, partitions=partitions, table=table)
     tables = (reader.table(index) for index in range(len(reader)))
     statistics = dataset_statistics(tables, table)

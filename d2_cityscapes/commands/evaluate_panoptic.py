@@ -14,7 +14,7 @@ prediction may each come as
 
 and are matched by the name of the image: its file name or image_id less _leftImg8bit, _gtFine,
 _instanceIds, _panoptic. The label ids of --labels idd are level3Id + 1 with 0 for void, those of
-vistas the category ids of panoptic_2018.json.
+vistas the category ids of panoptic_2018.json, those of a YAML file its own.
 
 Prints a table of all classes, and writes the numbers to --output. Every image of the truth must
 have a prediction; predictions of other images are ignored.
@@ -49,9 +49,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="results.json to write")
     parser.add_argument(
         "--labels",
-        choices=("cityscapes", "idd", "vistas"),
-        default="cityscapes",
-        help="the classes: a table of d2_cityscapes.labels",
+        metavar="TABLE",
+        help="the classes: cityscapes, idd, vistas, or a YAML file such as the classes.yaml beside "
+        "shards; without it those of the truth, where that is shards, or else cityscapes",
     )
     parser.add_argument("--split", help="which one of the truth, if it has several")
     parser.add_argument(
@@ -73,9 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from d2_cityscapes.evaluation.panoptic.report import format_panoptic, panoptic_rows
     from d2_cityscapes.evaluation.panoptic.scoring import missing_predictions, score_files
     from d2_cityscapes.evaluation.results import write_results
-    from d2_cityscapes.labels import LABEL_TABLES
+    from d2_cityscapes.labels import CITYSCAPES
+    from d2_cityscapes.labels.table_file import find_table
 
-    table = LABEL_TABLES[args.labels]
+    table = CITYSCAPES
+    if args.labels:
+        table = find_table(args.labels)
+    elif (args.truth / "index.json").is_file():
+        from d2_cityscapes.shards.reader import (
+            folder_table,
+        )  # imports torch, which PNGs do not need
+
+        table = folder_table(args.truth)
     truth = find_panoptic_files(args.truth, truth=True, split=args.split, table=table)
     prediction = find_panoptic_files(
         args.prediction, truth=False, categories=truth.categories, table=table

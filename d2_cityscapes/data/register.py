@@ -106,13 +106,20 @@ def label_table_of(names: Sequence[str]) -> LabelTable:
     """The classes of registered datasets; those of Cityscapes where they do not say.
 
     Raises:
-        D2CityscapesError: two of them have different classes.
+        D2CityscapesError: two of them have different classes, or the classes of one are lost.
     """
-    tables = {name: MetadataCatalog.get(name).get("label_table", CITYSCAPES) for name in names}
+    tables = {name: _table_of(name) for name in names}
     if len({table.hash for table in tables.values()}) > 1:
         found = ", ".join(f"{name} ({table.name})" for name, table in tables.items())
         raise D2CityscapesError(f"DATASETS: {found} have other classes; use them one at a time")
     return next(iter(tables.values()), CITYSCAPES)
+
+
+def _table_of(name: str) -> LabelTable:
+    meta = MetadataCatalog.get(name)
+    if broken := meta.get("broken"):  # see `d2_cityscapes.data.shard_folders`
+        raise ShardError(broken)
+    return meta.get("label_table", CITYSCAPES)
 
 
 def shard_files(names: Sequence[str]) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from d2_cityscapes.doctor.findings import Finding
 from d2_cityscapes.files import expanded
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.shards.file import ShardError
-from d2_cityscapes.shards.reader import ShardReader, built_in_table, read_index
+from d2_cityscapes.shards.reader import TABLE_NAME, ShardReader, folder_table, read_index
 
 __all__ = ["dataset_findings"]
 
@@ -41,7 +41,9 @@ def dataset_findings(root: str | None = None) -> Iterator[Finding]:
         )
         return
     yield Finding(_TOPIC, "folder", f"{folder.absolute()}{said}")
-    shards = [folder / name for name in _FOLDERS if (folder / name).is_dir()]
+    own = sorted(path.parent.name for path in folder.glob(f"*_shards/{TABLE_NAME}"))
+    names = dict.fromkeys([*_FOLDERS, *own])
+    shards = [folder / name for name in names if (folder / name).is_dir()]
     trees = [path for path in (folder, folder / "cityscapes") if (path / _PICTURES).is_dir()]
     for path in shards:
         yield from _shard_findings(path)
@@ -63,7 +65,7 @@ def _shard_findings(folder: Path) -> Iterator[Finding]:
     name = folder.name
     try:
         splits = dict.fromkeys(shard["split"] for shard in read_index(folder)["shards"])
-        table = built_in_table(folder)
+        table = folder_table(folder)
     except ShardError as error:
         yield Finding(_TOPIC, name, str(error), _again(folder))
         return

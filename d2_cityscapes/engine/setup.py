@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.config_files import config_files
 from d2_cityscapes.data.register import has_truth
+from d2_cityscapes.data.shard_folders import register_shard_folders
 from d2_cityscapes.data.training_set import training_images
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
 from d2_cityscapes.errors import D2CityscapesError, nearest
@@ -83,6 +84,7 @@ def load_config(
             a MODEL.DEVICE that cannot be used.
         D2CityscapesError: lengths in epochs of a dataset that cannot be read.
     """
+    register_shard_folders()  # those that were packed since the start, too
     cfg = get_cfg()
     if config_file:
         config_file = find_config(config_file)

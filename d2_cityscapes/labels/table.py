@@ -12,12 +12,20 @@ import numpy as np
 
 from d2_cityscapes.errors import D2CityscapesError, first_few
 
-__all__ = ["INSTANCE_DIVISOR", "VOID_TRAIN_ID", "LabelClass", "LabelTable", "LabelTableError"]
+__all__ = [
+    "INSTANCE_DIVISOR",
+    "MOST_THINGS",
+    "VOID_TRAIN_ID",
+    "LabelClass",
+    "LabelTable",
+    "LabelTableError",
+]
 
 INSTANCE_DIVISOR = 1000
 VOID_TRAIN_ID = 255
 _NUM_IDS = 1 << 16  # instance ids are stored in 16 bits
-_MAX_THING = _NUM_IDS // INSTANCE_DIVISOR - 1  # largest label id with room for 1000 instances
+# largest label id with room for 1000 instances, and so how many things there can be
+MOST_THINGS = _NUM_IDS // INSTANCE_DIVISOR - 1
 
 
 class LabelTableError(D2CityscapesError, ValueError):
@@ -67,11 +75,11 @@ class LabelTable:
 
     def __post_init__(self) -> None:
         for c in self.classes:
-            largest = _MAX_THING if c.is_thing else INSTANCE_DIVISOR - 1
+            largest = MOST_THINGS if c.is_thing else INSTANCE_DIVISOR - 1
             if not 1 <= c.label_id <= largest:
                 raise LabelTableError(
                     f"{self.name}: label id {c.label_id} of {c.name}; classes have ids from 1 on "
-                    f"(0 is void), things up to {_MAX_THING}, so that instance ids fit 16 bits, "
+                    f"(0 is void), things up to {MOST_THINGS}, so that instance ids fit 16 bits, "
                     f"stuff up to {INSTANCE_DIVISOR - 1}"
                 )
         for what, values in (

@@ -69,4 +69,7 @@ def _heads(cfg: CfgNode, table: LabelTable) -> Iterator[tuple[str, int, int, str
 
 
 def _has_table(name: str) -> bool:
-    return name in MetadataCatalog and MetadataCatalog.get(name).get("label_table") is not None
+    if name not in MetadataCatalog:
+        return False
+    meta = MetadataCatalog.get(name)
+    return meta.get("label_table") is not None or bool(meta.get("broken"))

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import file_sha256, write_json
-from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.labels import LABEL_TABLES, LabelTable
+from d2_cityscapes.labels.table import LabelTableError
+from d2_cityscapes.labels.table_file import read_table, write_table
 from d2_cityscapes.shards.file import FORMAT_VERSION, ShardError, ShardFile
-from d2_cityscapes.shards.reader import INDEX_NAME, read_index
+from d2_cityscapes.shards.reader import INDEX_NAME, TABLE_NAME, read_index
 from d2_cityscapes.sources.check import Source, own_size
 
-__all__ = ["fingerprint", "index_entry", "load_entries", "shard_metadata", "write_index"]
+__all__ = [
+    "fingerprint",
+    "index_entry",
+    "load_entries",
+    "shard_metadata",
+    "write_classes",
+    "write_index",
+]
+
+logger = logging.getLogger(__name__)
 
 
 def shard_metadata(
@@ -106,8 +119,11 @@ def load_entries(
             ) from error
         known, entries = {}, {}
     if known and index.get("label_table_hash", table.hash) != table.hash:
+        other = f"not {table.name}"
+        if index["label_table"] == table.name:
+            other = "with other classes than those at hand"
         raise ShardError(
-            f"{output}: holds shards of the label table {index['label_table']}, not {table.name}; "
+            f"{output}: holds shards of the label table {index['label_table']}, {other}; "
             "name another folder"
         )
     for path in sorted(output.glob("*.safetensors")):
@@ -157,3 +173,20 @@ def _adopt(path: Path, table: LabelTable) -> dict[str, Any] | None:
         return index_entry(path, ShardFile(path, table).metadata, file_sha256(path))
     except ShardError:
         return None
+
+
+def write_classes(output: Path, table: LabelTable) -> None:
+    """Write ``classes.yaml`` into a folder of shards, unless the classes are built-in ones.
+
+    A file that says these classes already, in other colours perhaps, stays as it is.
+    """
+    path = output / TABLE_NAME
+    if any(table.hash == built_in.hash for built_in in LABEL_TABLES.values()):
+        return
+    with contextlib.suppress(LabelTableError):  # none, or a damaged one
+        if read_table(path).hash == table.hash:
+            return
+    try:
+        write_table(path, table)
+    except LabelTableError as error:
+        logger.warning("%s: not written, so that these shards are for Python only: %s", path, error)

@@ -18,21 +18,25 @@ import torch
 
 from d2_cityscapes.labels import CITYSCAPES, LABEL_TABLES, LabelTable
 from d2_cityscapes.labels.instances import InstanceTable
+from d2_cityscapes.labels.table import LabelTableError
+from d2_cityscapes.labels.table_file import read_table
 from d2_cityscapes.shards.file import PREPARE, ShardError, ShardFile
 from d2_cityscapes.shards.schema import check_index
 
 __all__ = [
     "INDEX_NAME",
+    "TABLE_NAME",
     "Record",
     "ShardError",
     "ShardReader",
-    "built_in_table",
+    "folder_table",
     "open_shard",
     "read_index",
     "select_shards",
 ]
 
 INDEX_NAME = "index.json"
+TABLE_NAME = "classes.yaml"  # beside it, for classes of one's own
 _LARGEST_INDEX = 1 << 28  # bytes
 
 
@@ -183,19 +187,35 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{path}: not a shard index ({error}); {PREPARE} again") from error
 
 
-def built_in_table(folder: Path) -> LabelTable:
-    """The label table that the shards of a folder were made with, by its name.
+def folder_table(folder: Path) -> LabelTable:
+    """The label table that the shards of a folder were made with.
 
     Raises:
-        ShardError: no index, or one of a table of somebody's own.
+        ShardError: no index, or a table of somebody's own whose classes.yaml is lost, damaged or
+            another one.
     """
-    name = read_index(folder).get("label_table", CITYSCAPES.name)
-    if name not in LABEL_TABLES:
+    index = read_index(folder)
+    name = index.get("label_table", CITYSCAPES.name)
+    made_with = index.get("label_table_hash")
+    for table in LABEL_TABLES.values():
+        if table.hash == made_with or (made_with is None and table.name == name):
+            return table
+    path = folder / TABLE_NAME
+    if not path.is_file():
         raise ShardError(
-            f"{folder}: made with the label table {name}, which is none of "
-            f"{', '.join(LABEL_TABLES)}; read it in Python with its own table"
+            f"{folder}: made with the label table {name}, and its {TABLE_NAME} is missing; copy it "
+            "here from where the shards come from, or read them in Python with their own table"
         )
-    return LABEL_TABLES[name]
+    try:
+        found = read_table(path)
+    except LabelTableError as error:
+        raise ShardError(str(error)) from error
+    if found.hash != made_with:
+        raise ShardError(
+            f"{path}: not the classes that these shards were made with; give it back its names, "
+            f"ids, thing and void, or {PREPARE} with another folder"
+        )
+    return found
 
 
 def select_shards(

@@ -31,9 +31,10 @@ from d2_cityscapes.shards.index import (
     index_entry,
     load_entries,
     shard_metadata,
+    write_classes,
     write_index,
 )
-from d2_cityscapes.shards.reader import INDEX_NAME
+from d2_cityscapes.shards.reader import INDEX_NAME, TABLE_NAME
 from d2_cityscapes.sources.check import Size, Source, check_names, check_sources
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
@@ -103,7 +104,8 @@ def write_splits(
 
     Args:
         splits: name of a split, e.g. "train" -> its images, all of one size.
-        output: folder of the shards and of ``index.json``; created if need be.
+        output: folder of the shards, of ``index.json`` and, where the classes are no built-in ones,
+            of ``classes.yaml``; created if need be.
         partitions: split -> number of shards; fewer where there are fewer sources.
         annotation_codec: "zstd" (13 kB a map) or "raw" (plain uint16 maps, 4 MB each at 1024x2048).
         image_codec: "none" (6.3 MB an image at 1024x2048), or lossless: "zstd", "jpeg2000-ht".
@@ -126,7 +128,7 @@ def write_splits(
     parts = [p for split in splits for p in _plan(splits[split], split, partitions[split])]
     with worker_pool(workers) as pool, lock_folder(output) as locked:
         if locked:
-            remove_temporaries(output, ("*.safetensors", INDEX_NAME))
+            remove_temporaries(output, ("*.safetensors", INDEX_NAME, TABLE_NAME))
         entries, changed = load_entries(output, splits, table)
         todo = _pending(output, parts, entries, annotation_codec, image_codec)
         sizes = check_sources(
@@ -137,6 +139,7 @@ def write_splits(
             progress=progress,
         )
         _check_room(output, todo, sizes, pool, annotation_codec, image_codec)
+        write_classes(output, table)
         if changed:
             write_index(output, entries, table)
         images = sum(len(part.sources) for part in todo)

@@ -47,7 +47,8 @@ class Source(Protocol):
     A source of files also has ``image_path``, and ``problems(table) -> list[str]``: everything that
     is wrong with the files, each with its path, found without decoding the image. An unreadable
     file is a `D2CityscapesError`. Where a part of an annotation is passed over, as the dataset's
-    own tools do, ``skipped() -> Counter[str]`` says what, e.g. "objects of fewer than 2 points".
+    own tools do, or shows nowhere, ``skipped() -> Counter[str]`` says what, e.g. "objects of fewer
+    than 2 points".
 
     Where images of a split differ in size, every source also has a ``canvas: Size``, the same for
     all, at least as large as the image: its place in a shard, which the image takes from the top
@@ -135,7 +136,7 @@ def check_sources(
         raise SourceError.of_many(problems, "nothing was written; mend them or leave them out")
     if skipped:
         listed = ", ".join(f"{number} {what}" for what, number in sorted(skipped.items()))
-        logger.warning("passed over, as the dataset's own tools do: %s", listed)
+        logger.warning("passed over: %s", listed)
     return sizes
 
 

@@ -8,7 +8,6 @@ Shape letters: H, W pixels; R runs of pixels with equal ids; S segments of one i
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ import numpy as np
 from d2_cityscapes.files import file_below
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 from d2_cityscapes.png import RGB, read_png
-from d2_cityscapes.sources.errors import SourceError, document_errors
+from d2_cityscapes.sources.errors import SourceError, document_errors, load_document
 
 __all__ = ["CocoPng", "read_coco_panoptic"]
 
 _PLACES = np.array([1, 256, 256 * 256])
 _MOST_SEGMENTS = 256**3  # ids that a colour can say
-_MOST_BYTES = 1 << 30  # of a JSON; the largest known, of COCO's train, has a third of it
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,7 @@ def read_coco_panoptic(
             raise SourceError(f"{json_path}: no folder {folder.name}/ with its PNGs beside it")
         folder = json_path.parent
     with document_errors(json_path, "COCO panoptic"):
-        if json_path.stat().st_size > _MOST_BYTES:
-            raise SourceError(f"larger than {_MOST_BYTES >> 20} MiB; split it")
-        document = json.loads(json_path.read_text())
+        document = load_document(json_path)
         if "categories" in document:
             categories = _read_categories(document["categories"], table)
         elif categories is None:

@@ -11,7 +11,6 @@ Shape letters: H, W pixels.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,10 +22,11 @@ from PIL import Image, ImageDraw
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.labels.idd import IDD_LABELS, IddLabel
 from d2_cityscapes.sources.check import Size, check_limit
-from d2_cityscapes.sources.errors import SourceError, document_errors
+from d2_cityscapes.sources.errors import SourceError, document_errors, load_document
 from d2_cityscapes.sources.listing import by_name, list_files
 from d2_cityscapes.sources.names import IMAGE_FOLDER, PICTURES
 from d2_cityscapes.sources.photo import PhotoSource
+from d2_cityscapes.sources.points import near_points
 
 __all__ = [
     "DEFAULT_CANVAS",
@@ -40,7 +40,6 @@ DEFAULT_CANVAS = (1080, 1920)  # holds 1080p and 720p images as they are
 DEFAULT_PARTITIONS = {"train": 8, "val": 4}
 _IMAGE_SUFFIX = f"_{IMAGE_FOLDER}"
 _POLYGONS_END = "_gtFine_polygons"
-_FARTHEST = 1 << 20  # px; a point of a polygon may lie outside of the image, but not anywhere
 
 
 class IddSource(PhotoSource):
@@ -61,7 +60,7 @@ class IddSource(PhotoSource):
 
     def _read(self) -> tuple[list[dict[str, Any]], Size]:
         with self._errors():
-            document = json.loads(self.annotation_path.read_bytes())
+            document = load_document(self.annotation_path)
             size = document["imgHeight"], document["imgWidth"]
             if not all(type(side) is int for side in size):
                 raise TypeError(f"imgHeight {size[0]!r}, imgWidth {size[1]!r}")
@@ -101,10 +100,7 @@ def draw_polygons(objects: Sequence[dict[str, Any]], size: Size) -> np.ndarray:
                 )
             counts[value] += 1
             value = value * INSTANCE_DIVISOR + counts[value] - 1
-        points = [(x, y) for x, y in item["polygon"]]
-        if not all(abs(x) <= _FARTHEST and abs(y) <= _FARTHEST for x, y in points):  # nor nan
-            raise SourceError(f"a polygon of {name} has points far outside of the image")
-        pen.polygon(points, fill=value)
+        pen.polygon(near_points(item["polygon"], f"a polygon of {name}"), fill=value)
     return np.asarray(picture)
 
 

@@ -33,7 +33,7 @@ from d2_cityscapes.sources.check import Size, check_ids, contents, file_sizes
 from d2_cityscapes.sources.errors import SourceError
 from d2_cityscapes.sources.listing import missing_file
 
-__all__ = ["PhotoSource", "fit"]
+__all__ = ["PhotoSource", "fit", "photo_size"]
 
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _EXCHANGING = (  # height and width
@@ -68,10 +68,15 @@ class PhotoSource:
         """(H, W) integer instance ids, of the shape of the photograph but of any size."""
         raise NotImplementedError
 
+    @property
+    def annotation_name(self) -> str:
+        """What an error about the annotation begins with."""
+        return str(self.annotation_path)
+
     @cached_property
     def size(self) -> Size:
         """(h, w) of the record."""
-        return fit(_photo_size(self.image_path), self.canvas)
+        return fit(photo_size(self.image_path), self.canvas)
 
     @property
     def fingerprint(self) -> str:
@@ -118,7 +123,7 @@ class PhotoSource:
             except SourceError as error:
                 found.append(str(error))
         unknown = check_ids(ids, ids.shape, table)
-        return [*found, *(f"{self.annotation_path}: {problem}" for problem in unknown)]
+        return [*found, *(f"{self.annotation_name}: {problem}" for problem in unknown)]
 
     def check_shape(self, size: Size) -> None:
         """Compare (H, W) of the annotation with the header of the photograph.
@@ -127,12 +132,12 @@ class PhotoSource:
             SourceError: another shape, or a size that no annotation has.
             D2CityscapesError: the photograph is missing or damaged.
         """
-        height, width = _photo_size(self.image_path)
-        check_size(self.annotation_path, size, error_type=SourceError)
+        height, width = photo_size(self.image_path)
+        check_size(Path(self.annotation_name), size, error_type=SourceError)
         other_shape = abs(size[0] * width - size[1] * height) > _SAME_SHAPE * size[0] * size[1]
         if other_shape or size[0] > _LARGEST_SCALE * height:
             raise SourceError(
-                f"{self.annotation_path}: annotation of {size}, image of {(height, width)} (H, W)"
+                f"{self.annotation_name}: annotation of {size}, image of {(height, width)} (H, W)"
             )
 
 
@@ -150,7 +155,7 @@ def _is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def _photo_size(path: Path) -> Size:
+def photo_size(path: Path) -> Size:
     """(H, W) of the photograph as it is shown, from the header of its file."""
     if not path.exists() and not path.is_symlink():
         raise SourceError(f"{path}: missing{missing_file(path)}")
@@ -164,7 +169,7 @@ def _photo_size(path: Path) -> Size:
 
 def _check_photo(path: Path) -> None:
     """Look at a file without decoding it: the checksums of a PNG, begin and end of a JPEG."""
-    _photo_size(path)
+    photo_size(path)
     if _is_png(path):
         check_png(path, RGB)
         return

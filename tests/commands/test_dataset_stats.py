@@ -89,8 +89,14 @@ def test_the_classes_are_those_of_the_shards(call, array_source, tmp_path):
     own = LabelTable("streets", IDD.classes[:13], IDD.label_names)
     source = array_source("a.png", pixels, np.full((4, 6), 5))
     write_shards([source], tmp_path / "own", split="val", table=own)
+    classes = tmp_path / "own" / "classes.yaml"
+    for labels in ([], ["--labels", classes]):
+        code, out, err = call("--shards", tmp_path / "own", "--split", "val", *labels)
+        assert code == 0, err
+        assert "vehicle fallback" in out
+    classes.unlink()
     code, _, err = call("--shards", tmp_path / "own", "--split", "val")
-    assert code == 1 and "made with the label table streets, which is none of cityscapes" in err
+    assert code == 1 and "label table streets, and its classes.yaml is missing" in err
 
 
 @pytest.mark.parametrize(
