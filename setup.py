@@ -10,10 +10,20 @@ from setuptools.command.build_py import build_py
 _PACKAGE = (Path(__file__).parent / "d2_cityscapes" / "__init__.py").read_text(encoding="utf-8")
 _VERSION = re.search(r'^__version__ = "(.+)"$', _PACKAGE, re.MULTILINE)
 
-_JPEG2000 = ["imagecodecs>=2026.1.14"]
+_PNG = ["imagecodecs>=2025.3.30"]
+_JPEG2000 = ['imagecodecs>=2026.1.14; python_version >= "3.11"']  # no older one has HTJ2K
 _POSTGRESQL = ["psycopg2-binary>=2.9"]
 # what stock Detectron2 needs to read the PNG tree, and a gauge of memory
 _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
+
+_DOCS = [
+    line
+    for line in Path("docs/requirements.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+
+# docs/install.md says with which of them what was run
+_PYTHON_MINORS = range(10, 15)
 
 # what of the checkout a wheel carries, see d2_cityscapes/shipped.py
 _SHIPPED = ["configs", "constraints.txt", "tools/install_detectron2"]
@@ -38,9 +48,31 @@ class BuildWithShipped(build_py):
 setup(
     name="d2_cityscapes",
     version=_VERSION[1],
-    description="Detectron2 components for the segmentation of street scenes (Cityscapes)",
+    description=(
+        "Instance, semantic and panoptic segmentation of street scenes (Cityscapes) in Detectron2"
+    ),
     license="Apache-2.0",
-    python_requires=">=3.10",
+    author="The maintainers of d2_cityscapes",
+    keywords=(
+        "cityscapes detectron2 pytorch panoptic-segmentation instance-segmentation "
+        "semantic-segmentation mask-rcnn deeplabv3 autonomous-driving"
+    ),
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in _PYTHON_MINORS),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    project_urls={
+        "Detectron2": "https://github.com/facebookresearch/detectron2",
+        "Cityscapes": "https://www.cityscapes-dataset.com",
+    },
+    python_requires=f">=3.{min(_PYTHON_MINORS)}",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["d2_cityscapes", "d2_cityscapes.*"]),
@@ -48,7 +80,7 @@ setup(
     entry_points={"console_scripts": ["d2c = d2c:main"]},
     cmdclass={"build_py": BuildWithShipped},
     package_data={"d2_cityscapes": ["py.typed"]},
-    # Detectron2 is on no package index under its own name: tools/install_detectron2.py installs it.
+    # Detectron2 is not on PyPI under its own name: `d2c install-detectron2`, docs/install.md
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -58,7 +90,7 @@ setup(
         "fvcore>=0.1.5",
         "safetensors>=0.4",
         "zstandard>=0.22",
-        "cityscapesscripts>=2.2",
+        "cityscapesscripts>=2.2",  # imported for its own numbers only: d2c benchmark evaluation
         "pycocotools>=2.0.7",
         "scikit-learn>=1.3",
         "matplotlib>=3.7",
@@ -68,10 +100,11 @@ setup(
         "argcomplete>=3.1",  # TAB behind d2c
     ],
     extras_require={
-        "png": ["imagecodecs>=2025.3.30"],  # PNGs read in two thirds of the time
+        "png": _PNG,  # PNGs read in two thirds of the time
         "jpeg2000": _JPEG2000,  # to write and read shards with --image-codec jpeg2000-ht
         "postgresql": _POSTGRESQL,  # tools/search.py --storage postgresql://
         "benchmark": _BENCHMARK,  # tools/benchmark.py
+        "docs": _DOCS,  # make docs
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3",
@@ -79,8 +112,10 @@ setup(
             "ruff>=0.5",
             "mypy>=1.10",
             "import-linter>=2.1",
+            *_PNG,
             *_JPEG2000,
             *_BENCHMARK,
+            *_DOCS,
             *_POSTGRESQL,
         ],
     },

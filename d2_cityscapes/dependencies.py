@@ -12,8 +12,8 @@ from d2_cityscapes.errors import MissingDetectron2Error
 __all__ = ["MISSING_DETECTRON2", "has_detectron2", "lazy_exports", "require_detectron2"]
 
 MISSING_DETECTRON2 = (
-    "d2_cityscapes needs Detectron2, which is not installed (it is on no package index under its "
-    "own name): run `python tools/install_detectron2.py` from the d2_cityscapes checkout"
+    "d2_cityscapes needs Detectron2, which is not installed and is not on PyPI: run "
+    "`d2c install-detectron2`"
 )
 
 

@@ -68,7 +68,7 @@ def test_import_gives_one_line_with_the_command():
     done = _python("import d2_cityscapes")
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
-    assert "python tools/install_detectron2.py" in done.stderr
+    assert "d2c install-detectron2" in done.stderr
 
 
 def test_plain_rooms_work():
@@ -91,7 +91,7 @@ def test_glue_says_what_is_missing(name):
     module, _, attribute = f"d2_cityscapes.{name}".rpartition(".")
     done = _python(f"from {module} import {attribute}")
     assert done.returncode != 0
-    assert "tools/install_detectron2.py" in done.stderr.strip().splitlines()[-1]
+    assert "d2c install-detectron2" in done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_commands_exit_with_one_line(repository, tmp_path, command):
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "python tools/install_detectron2.py" in done.stderr
+    assert "d2c install-detectron2" in done.stderr

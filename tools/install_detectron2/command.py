@@ -1,4 +1,4 @@
-"""Install Detectron2, which is on no package index under its own name.
+"""Install Detectron2, which is not on PyPI under its own name.
 
 A Detectron2 0.6 or newer that the running Python can already import, for example one built from
 the official main branch, is left alone. Otherwise this downloads the source archive

@@ -1,7 +1,8 @@
 """The Detectron2 of this environment: what the edits are for holds.
 
 The tests hold for an official build of Detectron2 main too; what only our wheel promises is asked
-of our wheel only.
+of our wheel only, and what releases since 2021 made necessary is not asked of the release 0.6, as
+conda-forge builds it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ def _importable(name: str) -> bool:
 
 OUR_WHEEL = _importable("detectron2.utils.missing")
 COMPILED = _importable("detectron2._C")
+_AS_RELEASED = not OUR_WHEEL and not _importable("detectron2.tracking")  # which came after 0.6
+of_a_later_build = pytest.mark.skipif(
+    _AS_RELEASED, reason="Detectron2 0.6 as it was released in 2021"
+)
 REINSTALL = "made from an older table: run tools/install_detectron2.py --force"
 
 
@@ -82,6 +87,7 @@ def test_projects_import_without_opencv_and_panopticapi():
         importlib.import_module(f"detectron2.projects.{name}")
 
 
+@of_a_later_build
 def test_exporting_does_not_need_caffe2():
     from detectron2.export import TracingAdapter, scripting_with_instances
 
@@ -101,6 +107,7 @@ def test_model_zoo_finds_its_configs_and_weights():
         model_zoo.get_config_file("no/such.yaml")
 
 
+@of_a_later_build
 def test_numpy_and_pillow_names_are_current():
     from detectron2.data.build import print_instances_class_histogram
     from detectron2.data.transforms import ExtentTransform
@@ -116,6 +123,7 @@ def test_numpy_and_pillow_names_are_current():
     assert ExtentTransform((0, 0, 4, 4), (4, 4)).apply_image(picture).tolist() == picture.tolist()
 
 
+@of_a_later_build
 def test_mapper_that_returns_none_does_not_end_the_epoch():
     from detectron2.data import MapDataset
 
@@ -136,7 +144,14 @@ def _scheduler(kind: str, optimizer: torch.optim.Optimizer):
     return LRMultiplier(optimizer, warmup, max_iter=10)
 
 
-@pytest.mark.parametrize("kind", ["torch", "plateau", "detectron2"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("torch", marks=of_a_later_build),
+        pytest.param("plateau", marks=of_a_later_build),
+        "detectron2",
+    ],
+)
 def test_learning_rates_go_on_after_a_resume(tmp_path, kind):
     """Ten steps in one run and five plus five with a resume between see the same rates."""
     from detectron2.checkpoint import DetectionCheckpointer
@@ -234,6 +249,7 @@ def test_coco_evaluation_needs_no_option_without_the_extension(tiny_dataset, tmp
     assert results["segm"]["AP"] == pytest.approx(100)
 
 
+@of_a_later_build
 def test_semantic_evaluation_runs(tiny_dataset):
     from detectron2.evaluation import SemSegEvaluator
 
