@@ -58,7 +58,7 @@ def test_without_detectron2_it_names_the_installer():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "! detectron2" in done.stdout and "install_detectron2" in done.stdout
+    assert "! detectron2" in done.stdout and "d2c install-detectron2" in done.stdout
 
 
 @pytest.mark.parametrize(("mib", "remedy"), [(64, True), (8192, False)])
