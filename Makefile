@@ -1,5 +1,6 @@
 # d2_cityscapes: `make` lists the targets. VENV=DIR uses or creates another environment.
 VENV ?= .venv
+DOCS_VENV ?= .venv_docs
 DEMO ?= demo_output
 PYTHON ?= python3
 # https://download.pytorch.org/whl/cuXXX for PyTorch of another CUDA, where the NVIDIA driver is older than the wheel asks for
@@ -14,7 +15,7 @@ parallel := -n logical --maxprocesses 8 --dist worksteal
 demo_env = DETECTRON2_DATASETS=$(DEMO)/datasets OMP_WAIT_POLICY=PASSIVE
 shards := $(DEMO)/datasets/cityscapes_shards
 
-.PHONY: help install demo test test-all lint clean-demo
+.PHONY: help install demo test test-all lint docs clean-demo
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +47,14 @@ lint: $(ready)  ## ruff, types (mypy) and which room imports which (import-linte
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 	$(VENV)/bin/lint-imports
+
+docs: $(DOCS_VENV)/.ready  ## the documentation as a site, in site/; needs neither PyTorch nor Detectron2
+	$(DOCS_VENV)/bin/python tools/docs_site.py
+
+$(DOCS_VENV)/.ready: constraints.txt docs/requirements.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r docs/requirements.txt
+	touch $@
 
 clean-demo:  ## remove what make demo made
 	rm -rf $(DEMO)

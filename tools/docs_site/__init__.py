@@ -1,0 +1,1 @@
+"""The documentation site: pages of docs/ and of elsewhere, and those that the code makes."""
