@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
 from d2_cityscapes.shards.file import PREPARE, ShardError
@@ -22,9 +22,11 @@ __all__ = [
     "BUILTIN_DATASETS",
     "OTHER_DATASETS",
     "TEST_DATASET",
+    "datasets_root",
     "has_truth",
     "label_table_of",
     "load_shards",
+    "not_registered",
     "register_cityscapes_shards",
     "shard_files",
 ]
@@ -116,10 +118,26 @@ def label_table_of(names: Sequence[str]) -> LabelTable:
 
 
 def _table_of(name: str) -> LabelTable:
+    if "_shards_" in name and name not in DatasetCatalog.list():
+        raise D2CityscapesError(not_registered(name))
     meta = MetadataCatalog.get(name)
     if broken := meta.get("broken"):  # see `d2_cityscapes.data.shard_folders`
         raise ShardError(broken)
     return meta.get("label_table", CITYSCAPES)
+
+
+def not_registered(name: str) -> str:
+    """The error about a dataset that is not there, with what was meant, or is missing."""
+    folder = datasets_root() / f"{name.partition('_shards_')[0]}_shards"
+    text = f"DATASETS: {name!r} is not registered{nearest(name, DatasetCatalog.list())}"
+    if "_shards_" in name and not folder.is_dir():
+        text += f"; {folder} is not there either (set DETECTRON2_DATASETS, or d2c prepare)"
+    return text
+
+
+def datasets_root() -> Path:
+    """The folder of all datasets, $DETECTRON2_DATASETS."""
+    return Path(expanded(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 def shard_files(names: Sequence[str]) -> Iterator[Path]:
@@ -155,8 +173,7 @@ def load_shards(
             one image, which has no halves.
     """
     if root is None:
-        root = Path(expanded(os.getenv("DETECTRON2_DATASETS", "datasets")))
-        root = root / f"{table.name}_shards"
+        root = datasets_root() / f"{table.name}_shards"
         if not root.is_dir():
             raise ShardError(
                 f"{root}: no such folder; set DETECTRON2_DATASETS to the folder that holds "

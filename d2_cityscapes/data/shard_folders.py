@@ -7,16 +7,16 @@ that are there; `register_shard_folders` looks again.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2_cityscapes.data.register import register_cityscapes_shards
+from d2_cityscapes.data.register import datasets_root, register_cityscapes_shards
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.files import expanded
 from d2_cityscapes.labels import LABEL_TABLES, LabelTable
 from d2_cityscapes.labels.table_file import read_table
 from d2_cityscapes.shards.file import ShardError
@@ -27,7 +27,7 @@ __all__ = ["register_shard_folders"]
 SUFFIX = "_shards"
 _BUILT_IN = {f"{name}{SUFFIX}" for name in LABEL_TABLES}
 _SHARD = re.compile(r"(.+)_\d+of\d+\.safetensors")
-_EXPECTED = ("train", "val")  # where a folder cannot say its splits
+_EXPECTED = ("train", "val")  # whether or not they are packed; then that is what the error says
 
 _registered: set[str] = set()
 
@@ -43,30 +43,26 @@ def register_shard_folders() -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     _registered.clear()
-    root = Path(expanded(os.getenv("DETECTRON2_DATASETS", "datasets")))
-    try:
-        folders = sorted(root.glob(f"*{SUFFIX}"))
-    except OSError:
-        return
-    for folder in folders:
-        if folder.name not in _BUILT_IN and _has_shards(folder):
-            _register(folder)
+    found: dict[Path, set[str]] = {}
+    with contextlib.suppress(OSError):  # no such folder, or nobody may look into it
+        for path in datasets_root().glob(f"*{SUFFIX}/*"):
+            splits = found.setdefault(path.parent, set())
+            if match := _SHARD.fullmatch(path.name):
+                splits.add(match[1])
+            elif path.name in (INDEX_NAME, TABLE_NAME):
+                splits.update(_EXPECTED)
+    for folder, splits in sorted(found.items()):
+        if folder.name not in _BUILT_IN:
+            _register(folder, sorted(splits))
 
 
-def _has_shards(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (INDEX_NAME, TABLE_NAME))
-
-
-def _register(folder: Path) -> None:
-    splits: tuple[str, ...] = ()
+def _register(folder: Path, splits: Sequence[str]) -> None:
     problem, table = "", None
     try:
-        found = (_SHARD.fullmatch(path.name) for path in folder.iterdir())
-        splits = tuple(sorted({match[1] for match in found if match}))
         table = _table(folder)
     except (D2CityscapesError, OSError) as error:
         problem = str(error)
-    for split in splits or _EXPECTED:
+    for split in splits:
         name = f"{folder.name}_{split}"
         if name in DatasetCatalog.list():
             continue

@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.config_files import config_files
-from d2_cityscapes.data.register import has_truth
+from d2_cityscapes.data.register import has_truth, not_registered
 from d2_cityscapes.data.shard_folders import register_shard_folders
 from d2_cityscapes.data.training_set import training_images
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
@@ -246,8 +246,7 @@ def _training_names(cfg: CfgNode) -> Sequence[str]:
 def _check_registered(names: Iterable[str]) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
-            hint = nearest(name, DatasetCatalog.list())
-            raise ConfigError(f"DATASETS: {name!r} is not registered{hint}")
+            raise ConfigError(not_registered(name))
 
 
 def _settle_device(cfg: CfgNode) -> None:

@@ -173,7 +173,7 @@ def _outline(segmentation: Any) -> tuple[Any, int]:
         return segmentation, 0
     if not isinstance(segmentation, list):
         raise SourceError(f"segmentation {str(segmentation)[:40]!r}")
-    parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    parts = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
     kept = [part for part in parts if len(part) >= 6]
     return kept, len(parts) - len(kept)
 

@@ -292,8 +292,8 @@ def _names(scenes: Sequence[Scene]) -> dict[str, str]:
 def _parted(
     scenes: Sequence[Scene], names: Mapping[str, str], val_share: float, where: Path
 ) -> dict[str, list[Scene]]:
-    count = max(1, round(val_share * len(scenes)))
-    if not 0 < val_share < 1 or count >= len(scenes):
+    count = max(1, round(val_share * len(scenes))) if 0 < val_share < 1 else 0
+    if not 0 < count < len(scenes):
         raise SourceError(
             f"{where}: {len(scenes)} pictures, a share of {val_share} for val: one of the two "
             "splits would be empty; give another share, or say which split it is (--split)"
