@@ -11,7 +11,14 @@ from d2_cityscapes.doctor.findings import Finding
 from d2_cityscapes.files import expanded
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.shards.file import ShardError
-from d2_cityscapes.shards.reader import TABLE_NAME, ShardReader, folder_table, read_index
+from d2_cityscapes.shards.reader import (
+    INDEX_NAME,
+    TABLE_NAME,
+    ShardReader,
+    folder_table,
+    read_index,
+)
+from d2_cityscapes.synthetic.dataset import MARKER
 
 __all__ = ["dataset_findings"]
 
@@ -19,6 +26,9 @@ _TOPIC = "datasets"
 _OFFICIAL = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}  # of Cityscapes
 _FOLDERS = ("cityscapes_shards", "idd_shards", "vistas_shards")
 _PICTURES, _LABELS = "leftImg8bit", ("gtFine", "gtCoarse")
+# that its pictures and its labels come in
+_ZIP = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
+_ZIPS = {"train_extra": ("leftImg8bit_trainextra.zip", "gtCoarse.zip")}
 _READ = 64  # records
 _SLOW = 20  # records a second, of 1024 x 2048 px
 
@@ -32,15 +42,17 @@ def dataset_findings(root: str | None = None) -> Iterator[Finding]:
     named = root or os.environ.get("DETECTRON2_DATASETS")
     folder = Path(expanded(named or "datasets"))
     said = "" if named else ", as DETECTRON2_DATASETS is unset"
+    export = "export DETECTRON2_DATASETS=DIR, the folder that cityscapes_shards is in, or will be"
     if not folder.is_dir():
-        yield Finding(
-            _TOPIC,
-            "folder",
-            f"{folder}: no such folder{said}",
-            "export DETECTRON2_DATASETS=DIR, the folder that cityscapes_shards is in, or will be",
-        )
+        what = "a file, no folder" if folder.exists() else "no such folder"
+        yield Finding(_TOPIC, "folder", f"{folder}: {what}{said}", export)
         return
-    yield Finding(_TOPIC, "folder", f"{folder.absolute()}{said}")
+    folder = folder.absolute()
+    if (folder / INDEX_NAME).is_file():
+        remedy = f"export DETECTRON2_DATASETS={folder.parent}, one folder above"
+        yield Finding(_TOPIC, "folder", f"{folder}: is itself a folder of shards", remedy)
+        return
+    yield Finding(_TOPIC, "folder", f"{folder}{said}")
     own = sorted(path.parent.name for path in folder.glob(f"*_shards/{TABLE_NAME}"))
     names = dict.fromkeys([*_FOLDERS, *own])
     shards = [folder / name for name in names if (folder / name).is_dir()]
@@ -49,42 +61,44 @@ def dataset_findings(root: str | None = None) -> Iterator[Finding]:
         yield from _shard_findings(path)
     for path in trees:
         yield from _tree_findings(path)
-    if not shards:
-        tree = trees[0] if trees else "DIR"
-        yield Finding(
-            _TOPIC,
-            "shards",
-            "none",
-            f"d2c prepare --cityscapes {tree} --output {folder / _FOLDERS[0]}"
-            + ("" if trees else " (d2c scenes makes up a DIR to try with)"),
-        )
+    if shards:
+        return
+    if not os.access(folder, os.W_OK):
+        yield Finding(_TOPIC, "shards", "none, and the folder cannot be written to", export)
+        return
+    prepare = f"d2c prepare --cityscapes {[*trees, 'DIR'][0]} --output {folder / _FOLDERS[0]}"
+    scenes = "" if trees else " (d2c scenes makes up a DIR to try with)"
+    yield Finding(_TOPIC, "shards", "none", prepare + scenes)
 
 
 def _shard_findings(folder: Path) -> Iterator[Finding]:
     """Of each split, or what keeps it from being read; and how fast the first one reads."""
     name = folder.name
     try:
-        splits = dict.fromkeys(shard["split"] for shard in read_index(folder)["shards"])
+        entries = read_index(folder)["shards"]
         table = folder_table(folder)
     except ShardError as error:
         yield Finding(_TOPIC, name, str(error), _again(folder))
         return
     readers = {}
-    for split in splits:
+    for split in dict.fromkeys(entry["split"] for entry in entries):
         try:
             readers[split] = reader = ShardReader(folder, split=split, table=table)
             official = _OFFICIAL.get(split) if table is CITYSCAPES else None
             yield Finding(_TOPIC, f"{name}, {split}", _counted(len(reader), official))
         except ShardError as error:
-            yield Finding(_TOPIC, f"{name}, {split}", str(error), _again(folder))
+            files = [(folder / e["file"], e["size"]) for e in entries if e["split"] == split]
+            damaged = sum(not path.is_file() or path.stat().st_size != n for path, n in files)
+            count = f"{damaged} of {len(files)} shards missing or cut short: " * bool(damaged)
+            yield Finding(_TOPIC, f"{name}, {split}", f"{count}{error}", _again(folder))
     for reader in list(readers.values())[:1]:
         yield _speed(name, reader)
 
 
 def _again(folder: Path) -> str:
     return (
-        f"copy {folder} once more, or d2c prepare --cityscapes DIR --output {folder}, which makes "
-        "what is missing"
+        f"copy {folder} once more, or run the d2c prepare again that made it, with --output "
+        f"{folder}: it makes what is missing"
     )
 
 
@@ -111,7 +125,11 @@ def _speed(name: str, reader: ShardReader) -> Finding:
 
 
 def _tree_findings(tree: Path) -> Iterator[Finding]:
-    """Of a Cityscapes tree: pictures of each split, and whether each has its labels."""
+    """Of a Cityscapes tree: pictures of each split, and whether each has its labels.
+
+    Of train_extra a part is common; of the others it is a download that is not whole.
+    """
+    made_up = (tree / MARKER).is_file()
     for split, official in _OFFICIAL.items():
         pictures = {
             path.name.removesuffix(f"_{_PICTURES}.png")
@@ -124,13 +142,20 @@ def _tree_findings(tree: Path) -> Iterator[Finding]:
             for kind in _LABELS
             for path in (tree / kind / split).glob(f"*/*_{kind}_instanceIds.png")
         }
-        lacking = sorted(pictures - labelled)
-        remedy = ""
-        if lacking and split != "test":
-            remedy = (
-                f"unpack gtFine_trainvaltest.zip (gtCoarse.zip for train_extra) in {tree} again: "
-                f"{len(lacking)} pictures have no labels, {lacking[0]} first"
-            )
+        lacking = sorted(pictures - labelled) if split != "test" else []
+        missing = 0
+        if split != "train_extra":
+            missing = len(labelled - pictures) if made_up else max(official - len(pictures), 0)
+        of_pictures, of_labels = _ZIPS.get(split, _ZIP)
+        remedies = [f"{missing} pictures are missing: unpack {of_pictures}"] * bool(missing)
+        remedies += [
+            f"{len(lacking)} pictures have no labels, {name} first: unpack {of_labels}"
+            for name in lacking[:1]
+        ]
+        again = f" in {tree} again" + ", or copy it once more" * bool(missing)
         yield Finding(
-            _TOPIC, f"{tree.name or tree}, {split}", _counted(len(pictures), official), remedy
+            _TOPIC,
+            f"{tree.name or tree}, {split}",
+            _counted(len(pictures), official),
+            f"{'; '.join(remedies)}{again}" if remedies else "",
         )

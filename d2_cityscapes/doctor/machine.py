@@ -48,7 +48,7 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
     """The room in which loader processes hand over their batches; nothing where there is none."""
     if not folder.is_dir():
         return
-    size = shutil.disk_usage(folder).total
+    usage = shutil.disk_usage(folder)
     remedy = (
         "too little for four loader processes: docker run --shm-size=8g (or --ipc=host), or "
         "DATALOADER.NUM_WORKERS 0"
@@ -56,8 +56,8 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
     yield Finding(
         _TOPIC,
         "shared memory",
-        f"{size / _MIB:.0f} MiB in {folder}",
-        remedy * (size < _LEAST_SHARED),
+        f"{usage.free / _MIB:.0f} of {usage.total / _MIB:.0f} MiB free in {folder}",
+        remedy * (usage.free < _LEAST_SHARED),
     )
 
 
@@ -80,7 +80,10 @@ def _disk(output: Path) -> Iterator[Finding]:
         speed = _write_speed(folder)
     except OSError as error:
         yield Finding(
-            _TOPIC, "writing", f"{folder}: {error.strerror}", "name a folder that can be written to"
+            _TOPIC,
+            "writing",
+            f"{folder}: {error.strerror}",
+            "make room there, or name a folder that can be written to",
         )
         return
     remedy = "slow: write to a local disk, and copy the results afterwards"

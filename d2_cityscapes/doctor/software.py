@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import platform
@@ -36,6 +37,7 @@ _NEEDED = (
     "tqdm",
     "optuna",
 )
+_TORCH = ("torch", "torchvision")
 # the distribution, and what it gives
 _USEFUL = {"imagecodecs": "PNGs read in two thirds of the time, and JPEG 2000 shards"}
 _EDITED = "COMPATIBILITY_EDITS.txt"  # in the wheel that tools/install_detectron2 makes
@@ -52,6 +54,9 @@ def software_findings() -> Iterator[Finding]:
         found = _version(name)
         if found is None:
             yield Finding(_TOPIC, name, "missing", f"pip install {name}")
+        elif name in _TORCH and (error := _import_error(name)):
+            remedy = f"pip install --force-reinstall {' '.join(_TORCH)}"
+            yield Finding(_TOPIC, name, f"{found}, broken: {error}", remedy)
         else:
             yield Finding(_TOPIC, name, _beside_tested(found, tested.get(name)))
     for name, gives in _USEFUL.items():
@@ -60,8 +65,17 @@ def software_findings() -> Iterator[Finding]:
 
 
 def has_torch() -> bool:
-    """Whether PyTorch and torchvision are there."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+    """Whether PyTorch and torchvision can be imported."""
+    return not any(_import_error(name) for name in _TORCH)
+
+
+def _import_error(name: str) -> str:
+    """Why a module cannot be imported, in one line; "" where it can."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return ""
 
 
 def _version(name: str) -> str | None:
@@ -86,6 +100,8 @@ def _detectron2() -> Finding:
     name = "detectron2"
     if not has_detectron2():
         return Finding(_TOPIC, name, "missing", MISSING_DETECTRON2.rpartition(": ")[2])
+    if not has_torch():
+        return Finding(_TOPIC, name, "there, but it needs PyTorch first")
     try:
         with warnings.catch_warnings():  # of old ways in Detectron2 and fvcore
             warnings.simplefilter("ignore")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from d2_cityscapes.doctor import machine, model
+from d2_cityscapes.doctor import examination, machine, model
 from d2_cityscapes.doctor.datasets import dataset_findings
+from d2_cityscapes.doctor.examination import examine
 from d2_cityscapes.doctor.findings import Finding, as_json, as_text, problems
 from d2_cityscapes.doctor.machine import machine_findings, shared_memory
 from d2_cityscapes.doctor.model import model_findings
 from d2_cityscapes.doctor.software import software_findings
+from d2_cityscapes.synthetic.dataset import MARKER
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -61,6 +65,28 @@ def test_without_detectron2_it_names_the_installer():
     assert "! detectron2" in done.stdout and "d2c install-detectron2" in done.stdout
 
 
+def test_a_pytorch_that_cannot_be_imported(tmp_path, repository):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open it')")
+    done = subprocess.run(
+        [sys.executable, repository / "d2c.py", "doctor"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{repository}"},
+    )
+    assert done.returncode == 1 and done.stderr == ""
+    assert "broken: OSError: libcudart.so.12" in done.stdout
+    assert "pip install --force-reinstall torch torchvision" in done.stdout
+
+
+def test_a_package_that_is_there_and_broken(monkeypatch, tmp_path):
+    def broken():
+        raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
+
+    monkeypatch.setattr(examination, "_datasets", broken)
+    remedy = remedy_of(examine(tmp_path), "cannot be looked at")
+    assert remedy == "pip install --force-reinstall pillow"
+
+
 @pytest.mark.parametrize(("mib", "remedy"), [(64, True), (8192, False)])
 def test_shared_memory(tmp_path, monkeypatch, mib, remedy):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(mib << 20, 0, mib << 20))
@@ -79,9 +105,31 @@ def test_a_full_disk_and_one_that_cannot_be_written_to(tmp_path, monkeypatch):
     assert remedy_of(machine_findings(tmp_path), "writing")
 
 
+def test_few_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 64))
+    assert "ulimit -n" in remedy_of(machine_findings(tmp_path), "open files")
+
+
 def test_no_folder_of_datasets(tmp_path):
     findings = list(dataset_findings(str(tmp_path / "nowhere")))
     assert "export DETECTRON2_DATASETS" in remedy_of(findings, "folder")
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "file").touch()
+    findings = list(dataset_findings(str(tmp_path / "file")))
+    assert "a file" in findings[0].value
+    assert "export DETECTRON2_DATASETS" in remedy_of(findings, "folder")
+
+
+def test_the_folder_of_shards_in_place_of_the_one_above(datasets_root):
+    findings = dataset_findings(str(datasets_root / "cityscapes_shards"))
+    assert f"export DETECTRON2_DATASETS={datasets_root}," in remedy_of(findings, "folder")
+
+
+def test_an_empty_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert remedy_of(dataset_findings(str(tmp_path)), "shards").startswith("export DETECTRON2")
 
 
 def test_no_shards_but_a_tree(tmp_path, cityscapes_tree):
@@ -109,8 +157,9 @@ def test_half_copied_shards(tmp_path, datasets_root, damage):
         shard.write_bytes(shard.read_bytes()[:1000])
     else:
         (copy / "index.json").unlink()
-    found = problems(dataset_findings(str(tmp_path)))
-    assert any("copy" in finding.remedy and "d2c prepare" in finding.remedy for finding in found)
+    (found,) = [f for f in problems(dataset_findings(str(tmp_path))) if "reading" not in f.name]
+    assert "copy" in found.remedy and "d2c prepare" in found.remedy
+    assert ("1 of 8 shards missing or cut short" in found.value) == (damage != "no index")
 
 
 def test_a_half_unpacked_tree(tmp_path, cityscapes_tree):
@@ -119,7 +168,25 @@ def test_a_half_unpacked_tree(tmp_path, cityscapes_tree):
     labels = sorted((copy / "gtFine/val").glob("*/*_instanceIds.png"))
     labels[0].unlink()
     remedy = remedy_of(dataset_findings(str(tmp_path)), "cityscapes, val")
-    assert "1 pictures have no labels" in remedy
+    assert "1 pictures have no labels" in remedy and "unpack gtFine_trainvaltest.zip" in remedy
+
+
+def test_a_download_that_is_not_whole(tmp_path, cityscapes_tree):
+    copy = tmp_path / "cityscapes"
+    shutil.copytree(cityscapes_tree, copy)
+    assert remedy_of(dataset_findings(str(tmp_path)), "cityscapes, train") == ""  # made-up scenes
+    (copy / MARKER).unlink()
+    remedy = remedy_of(dataset_findings(str(tmp_path)), "cityscapes, train")
+    assert "2967 pictures are missing: unpack leftImg8bit_trainvaltest.zip" in remedy
+
+
+def test_a_part_of_train_extra_is_no_mistake(tmp_path):
+    for kind, name in (("leftImg8bit", "leftImg8bit"), ("gtCoarse", "gtCoarse_instanceIds")):
+        folder = tmp_path / kind / "train_extra" / "bremen"
+        folder.mkdir(parents=True)
+        (folder / f"bremen_000000_000019_{name}.png").touch()
+    name = f"{tmp_path.name}, train_extra"
+    assert remedy_of(dataset_findings(str(tmp_path)), name) == ""
 
 
 def test_text_and_json_say_the_same():
