@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and the page of the architecture name is there."""
+"""What README, CONTRIBUTING and the pages of docs/ name is there."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "d2_cityscapes"
 ARCHITECTURE = "docs/architecture.md"
 PAGES = ("README.md", "CONTRIBUTING.md", ARCHITECTURE)
+DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+EVERY_PAGE = sorted({*PAGES, *DOCS, "configs/README.md", "datasets/README.md"})
+# In pages that name files in other words too: of other projects, of the reader, or in short.
+OTHER_WORDS = ("docs/benchmarks.md", "docs/comparison.md", "docs/own_data.md")
+OTHERS = {"datasets/cityscapes_shards", "configs/deeplabv3", "configs/cityscapes"}
 ROOMS = sorted(str(p.parent.relative_to(PACKAGE)) for p in PACKAGE.glob("*/**/__init__.py"))
-PLACES = (ROOT, PACKAGE, ROOT / "tools", ROOT / "datasets")  # of a file that is named in short
+# of a file that is named in short
+PLACES = (ROOT, PACKAGE, *(ROOT / name for name in ("tools", "datasets", "tests/evaluation")))
 FOLDERS = ("d2_cityscapes", "tests", "tools", "configs", "datasets", "docs", ".ci")
 
 
@@ -34,7 +40,12 @@ def test_every_path_exists(page: str) -> None:
     assert not [name for name in named(page) if not found(name)]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted({*DOCS} - {*OTHER_WORDS}))
+def test_every_path_of_docs_exists(page: str) -> None:
+    assert not [name for name in named(page) - OTHERS if not found(name)]
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
 def test_every_link_leads_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
     ours = [link for link in links if "://" not in link]
