@@ -44,7 +44,8 @@ def test_a_killed_worker_and_a_wrong_number_are_one_line():
 
 
 _KILLED = """
-import os, signal
+import logging, os, signal
+logging.disable()  # that Detectron2 is missing, where it is
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 with worker_pool(3) as pool:
     list(map_in_order(pool, abs, range(9)))

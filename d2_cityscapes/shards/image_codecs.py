@@ -81,7 +81,8 @@ def _jpeg2000() -> Any:
         if imagecodecs.HTJ2K.available:
             return imagecodecs
     raise D2CityscapesError(
-        'image codec jpeg2000-ht needs imagecodecs; run pip install "imagecodecs>=2026.1.14"'
+        'image codec jpeg2000-ht needs imagecodecs; run pip install "imagecodecs>=2026.1.14" '
+        "(Python 3.11 or newer)"
     )
 
 

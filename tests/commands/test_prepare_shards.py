@@ -76,7 +76,7 @@ def _error(done: Done) -> str:
 
 def test_subset_with_a_codec_and_verification(call, tmp_path):
     options = ["--splits", "train", "--partitions", "train=2", "--limit", "5"]
-    done = call(*options, "--image-codec", "jpeg2000-ht", "--verify", "--workers", "2")
+    done = call(*options, "--image-codec", "zstd", "--verify", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"train: 5 images in 2 shards, 0.00 GB, in {tmp_path}/shards\n"
     for bar in ("checking", "packing", "checksums train", "verifying train"):
@@ -87,7 +87,7 @@ def test_subset_with_a_codec_and_verification(call, tmp_path):
     content = bytearray(shards[1].read_bytes())
     content[-1] ^= 1
     shards[1].write_bytes(content)
-    again = call(*options, "--image-codec", "jpeg2000-ht", "--verify")
+    again = call(*options, "--image-codec", "zstd", "--verify")
     assert f"{shards[1]}: SHA-256 differs" in _error(again)
     assert [path.stat().st_ino for path in shards] == before
 

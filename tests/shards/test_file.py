@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import jpeg2000
 import numpy as np
 import pytest
 
@@ -134,6 +135,7 @@ def test_other_classes_are_named(folder):
         ShardFile(folder / NAME, fewer).table(0)
 
 
+@jpeg2000.needed
 def test_a_codec_that_is_not_installed_is_said_with_the_file(sources, tmp_path, monkeypatch):
     (path,) = write_shards(sources, tmp_path, split="train", image_codec="jpeg2000-ht")
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
