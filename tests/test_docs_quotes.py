@@ -36,9 +36,13 @@ class Reached(BaseException):
 
 def quoted(page: Path) -> Iterator[tuple[str, list[str]]]:
     """Module of `d2_cityscapes.commands` and arguments of every command in a block of a page."""
+    fence = ""
     for line in page.read_text().replace("\\\n", " ").splitlines():
+        if found := re.match(r" *```(\w*)", line):
+            fence = "" if fence else found[1] or "text"
         command = re.sub(r" +# .*", "", line).strip()
-        if not line.startswith("    ") or command.startswith(SHELL):
+        shown = fence == "sh" or (not fence and line.startswith("    "))
+        if not shown or command.startswith(SHELL):
             continue
         if found := SUBCOMMAND.match(command):
             yield d2c.COMMANDS[found[1]][0], shlex.split(found[2] or "")
