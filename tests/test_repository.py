@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import d2_cityscapes
+from d2_cityscapes.doctor.software import RANGES
 from d2c import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,10 @@ FOLDERS = ("configs", "d2_cityscapes", "datasets", "docs", "tests", "tools", ".g
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def parsed(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +134,17 @@ def test_the_matrix_is_that_of_setup(nox_constants: dict) -> None:
     for pin in pins:
         name, _, version = pin.partition("==")
         assert version.startswith(re.search(rf'"{name}>=([\d.]+)"', setup)[1])
+
+
+def test_the_doctor_knows_the_matrix(nox_constants: dict) -> None:
+    """Its oldest versions are those of the oldest row; those of constraints.txt lie between."""
+    python, pins = nox_constants["ROWS"]["oldest"]
+    oldest = dict(pin.split("==") for pin in pins)
+    assert RANGES["python"][0].startswith(f"{python}.")
+    assert oldest == {name: first for name, (first, _) in RANGES.items() if name != "python"}
+    for name, (first, last) in RANGES.items():
+        for pin in re.findall(rf"(?mi)^{name}==(.+)$", (ROOT / "constraints.txt").read_text()):
+            assert parsed(first) <= parsed(pin) <= parsed(last)
 
 
 def test_plain_rooms_are_tested_without_detectron2(nox_constants: dict) -> None:

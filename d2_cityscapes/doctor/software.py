@@ -18,7 +18,7 @@ from d2_cityscapes.dependencies import MISSING_DETECTRON2, has_detectron2
 from d2_cityscapes.doctor.findings import Finding
 from d2_cityscapes.shipped import shipped
 
-__all__ = ["has_torch", "software_findings"]
+__all__ = ["RANGES", "has_torch", "software_findings"]
 
 _TOPIC = "software"
 _NEEDED = (
@@ -38,6 +38,15 @@ _NEEDED = (
     "optuna",
 )
 _TORCH = ("torch", "torchvision")
+# The oldest and the newest that tests were run with, rows of noxfile.py; of all else there is one
+# version, in constraints.txt. docs/install.md says which tests.
+RANGES = {
+    "python": ("3.10.13", "3.13.0"),
+    "torch": ("2.4.1", "2.14.1"),
+    "torchvision": ("0.19.1", "0.29.1"),
+    "numpy": ("1.26.4", "2.5.5"),
+    "pillow": ("10.4.0", "13.0.0"),
+}
 # the distribution, and what it gives
 _USEFUL = {"imagecodecs": "PNGs read in two thirds of the time, and JPEG 2000 shards"}
 _EDITED = "COMPATIBILITY_EDITS.txt"  # in the wheel that tools/install_detectron2 makes
@@ -46,7 +55,8 @@ _EDITED = "COMPATIBILITY_EDITS.txt"  # in the wheel that tools/install_detectron
 def software_findings() -> Iterator[Finding]:
     """Python, the package, what it needs, and Detectron2."""
     yield Finding(_TOPIC, "system", f"{platform.platform()}, {platform.machine()}")
-    yield Finding(_TOPIC, "python", f"{platform.python_version()} ({sys.executable})")
+    python = _beside_tested(platform.python_version(), RANGES["python"])
+    yield Finding(_TOPIC, "python", f"{python} ({sys.executable})")
     where = Path(d2_cityscapes.__file__).parent
     yield Finding(_TOPIC, "d2_cityscapes", f"{d2_cityscapes.__version__} ({where})")
     tested = _tested_versions()
@@ -85,15 +95,21 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _tested_versions() -> dict[str, str]:
-    """Of constraints.txt, with which the test suite runs: distribution -> version."""
+def _tested_versions() -> dict[str, tuple[str, str]]:
+    """Distribution -> oldest and newest version."""
     pins = re.findall(r"^([\w.-]+)==(\S+)", shipped("constraints.txt").read_text(), re.MULTILINE)
-    return {name.lower().replace("_", "-"): version for name, version in pins}
+    return {name.lower().replace("_", "-"): (version, version) for name, version in pins} | RANGES
 
 
-def _beside_tested(found: str, tested: str | None) -> str:
-    same = tested is None or found.partition("+")[0] == tested
-    return found if same else f"{found} (tested with {tested})"
+def _beside_tested(found: str, tested: tuple[str, str] | None) -> str:
+    if tested is None or _parts(tested[0]) <= _parts(found) <= _parts(tested[1]):
+        return found
+    return f"{found} (tested with {' to '.join(dict.fromkeys(tested))})"
+
+
+def _parts(version: str) -> list[int]:
+    """The first three numbers: [2, 4, 1] of "2.4.1+cpu"."""
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3]]
 
 
 def _detectron2() -> Finding:
