@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d2_cityscapes.errors import first_few
+
 if TYPE_CHECKING:
     from d2_cityscapes.labels import LabelTable
     from d2_cityscapes.sources.objects import ObjectSource
@@ -18,6 +20,7 @@ _SUFFIX = "_shards"
 _FOLDER = re.compile(rf"[A-Za-z0-9][\w.-]*{_SUFFIX}")
 _SPLIT = re.compile(r"[A-Za-z][\w-]*")
 _IMAGES_A_SHARD = 256
+_SHOWN = 12  # classes
 # What is predicted -> a config to try, and one to train with.
 _CONFIGS = {
     "instances": ("quick/instance.yaml", "baselines/mask_rcnn_R_50_FPN.yaml"),
@@ -32,8 +35,9 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--coco-json needs --images DIR, the folder that its file names begin in")
     if args.images and not args.coco_json:
         parser.error("--images is for --coco-json; labelme's files name their pictures")
-    if args.boxes and not args.coco_json:
-        parser.error("--boxes is for --coco-json")
+    for name in ("boxes", "crowd"):
+        if getattr(args, name) and not args.coco_json:
+            parser.error(f"--{name} is for --coco-json")
     if args.classes and args.stuff:
         parser.error("--stuff is for classes of the file; --classes FILE says which are stuff")
     if not _FOLDER.fullmatch(args.output.name):
@@ -62,7 +66,7 @@ def find_own(args: argparse.Namespace) -> tuple[dict[str, list[ObjectSource]], L
     if table is None and (args.output / INDEX_NAME).is_file():
         table = folder_table(args.output)
     if args.coco_json:
-        found = read_coco_instances(args.coco_json, args.images, boxes=args.boxes)
+        found = read_coco_instances(args.coco_json, args.images, boxes=args.boxes, crowd=args.crowd)
     else:
         found = read_labelme(args.labelme, workers=args.workers, progress=True)
     if table is None or args.stuff:
@@ -86,10 +90,12 @@ def next_steps(output: Path, table: LabelTable) -> str:
     """The classes, and the lines that train on them, to be copied."""
     from d2_cityscapes.shards.reader import TABLE_NAME, read_index
 
-    splits = dict.fromkeys(entry["split"] for entry in read_index(output)["shards"])
+    shards = read_index(output)["shards"]
+    splits = dict.fromkeys(entry["split"] for entry in shards)
+    height, width = max(entry["image_size"] for entry in shards)
     things, stuff = ([c.name for c in kind] for kind in (table.things, table.stuff))
-    classes = [f"{len(things)} things ({', '.join(things)})"] * bool(things)
-    classes += [f"{len(stuff)} stuff ({', '.join(stuff)})"] * bool(stuff)
+    classes = [f"{len(things)} things ({first_few(things, _SHOWN)})"] * bool(things)
+    classes += [f"{len(stuff)} stuff ({first_few(stuff, _SHOWN)})"] * bool(stuff)
     kind = "semantics" if not things else "panoptics" if stuff else "instances"
     quick, config = _CONFIGS[kind]
     trained = "train" if "train" in splits else next(iter(splits))
@@ -103,6 +109,8 @@ def next_steps(output: Path, table: LabelTable) -> str:
     return "\n".join(
         [
             f"classes: {', '.join(classes)}" + f"; names and colors are in {own}" * own.is_file(),
+            f"room of an image: {height} x {width} px (H x W), {3e-6 * height * width:.1f} MB if "
+            "not compressed; --size and --image-codec make it less",
             "",
             f"To train on them ({kind}; {quick} only shows the way, {config} is for good):",
             "",

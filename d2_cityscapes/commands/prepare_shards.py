@@ -119,6 +119,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of --coco-json: objects with a box and no outline become that rectangle",
     )
     parser.add_argument(
+        "--crowd",
+        choices=["group", "object"],
+        help="of --coco-json: what iscrowd makes of an object; without it a group region, which "
+        "never trains, and a file that says so of most objects, as CVAT of brush masks, is refused",
+    )
+    parser.add_argument(
         "--partitions",
         nargs="+",
         default=[],
@@ -171,7 +177,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if _is_own(args):
         check_arguments(parser, args)
     else:
-        for name in ("images", "val_share", "classes", "stuff", "boxes"):
+        for name in ("images", "val_share", "classes", "stuff", "boxes", "crowd"):
             if getattr(args, name):
                 option = name.replace("_", "-")
                 parser.error(f"--{option} is for --coco-json and --labelme")

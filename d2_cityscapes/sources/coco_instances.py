@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from d2_cityscapes.labels.table import MOST_THINGS
 from d2_cityscapes.labels.table_file import ClassEntry, as_color
 from d2_cityscapes.sources.check import Size
 from d2_cityscapes.sources.errors import SourceError, document_errors, load_document
-from d2_cityscapes.sources.objects import Annotations, ObjectSource, Scene, Shape
+from d2_cityscapes.sources.objects import VOID_LABELS, Annotations, ObjectSource, Scene, Shape
 from d2_cityscapes.sources.points import near_points
 
 __all__ = ["CocoSource", "read_coco_instances"]
@@ -55,16 +55,20 @@ class CocoSource(ObjectSource):
         return ids
 
 
-def read_coco_instances(json_path: Path, images: Path, *, boxes: bool = False) -> Annotations:
+def read_coco_instances(
+    json_path: Path, images: Path, *, boxes: bool = False, crowd: str | None = None
+) -> Annotations:
     """The pictures, classes and objects of a COCO JSON.
 
     A category that no annotation has, and that others name as their supercategory, is no class:
-    Roboflow puts one in front.
+    Roboflow puts one in front, at times of the same name.
 
     Args:
         json_path: the file.
         images: the folder that its file names begin in.
         boxes: objects with a box and no outline become that rectangle; else they are refused.
+        crowd: what ``iscrowd`` makes of an object, "group" or "object"; None for "group", and to
+            refuse a file that says it of most. CVAT does, of every mask that was drawn by brush.
 
     Raises:
         SourceError: another kind of file, annotations of unknown images or categories, two images
@@ -86,7 +90,9 @@ def read_coco_instances(json_path: Path, images: Path, *, boxes: bool = False) -
                 f"none of its {len(paths)} images is in {images}, where {first} should be; give "
                 "--images the folder that the file names begin in"
             )
-        shapes, skipped = _shapes(document["annotations"], paths, categories, boxes)
+        annotations = document["annotations"]
+        crowds = crowd != "object" and _has_crowds(annotations, asked=crowd is None)
+        shapes, skipped = _shapes(annotations, paths, categories, boxes=boxes, crowds=crowds)
         scenes = tuple(
             Scene(
                 image=path,
@@ -98,8 +104,8 @@ def read_coco_instances(json_path: Path, images: Path, *, boxes: bool = False) -
             )
             for number, path in paths.items()
         )
-        used = {shape.label for scene in scenes for shape in scene.shapes}
-        classes = _classes(categories.values(), used, json_path)
+        used = {annotation["category_id"] for annotation in annotations}
+        classes = _classes([*categories.values()], used, json_path)
     return Annotations(json_path, images, scenes, classes, CocoSource)
 
 
@@ -134,7 +140,9 @@ def _shapes(
     annotations: Sequence[Mapping[str, Any]],
     paths: Mapping[Any, str],
     categories: Mapping[Any, Mapping[str, Any]],
+    *,
     boxes: bool,
+    crowds: bool,
 ) -> tuple[dict[Any, list[Shape]], dict[Any, Counter[str]]]:
     """Of each image by its id: shapes in the order of the file, and what is passed over."""
     shapes: dict[Any, list[Shape]] = {number: [] for number in paths}
@@ -142,29 +150,46 @@ def _shapes(
     boxed: list[str] = []
     for annotation in annotations:
         image, category = annotation["image_id"], annotation["category_id"]
-        name = f"annotation {annotation.get('id')}"
+        where = f"annotation {annotation.get('id')}"
         if image not in paths:
-            raise SourceError(f"{name} is of image {image!r}, which is not listed")
+            raise SourceError(f"{where} is of image {image!r}, which is not listed")
         if category not in categories:
-            raise SourceError(f"{name} has the category {category!r}, which is not listed")
+            raise SourceError(f"{where} has the category {category!r}, which is not listed")
         outline, thin = _outline(annotation.get("segmentation"))
         if thin:
             skipped[image][_THIN] += thin
         elif not outline and (box := annotation.get("bbox")):
-            boxed.append(f"{name} of image {paths[image]}")
+            boxed.append(f"{where} of image {paths[image]}")
             outline = [_corners(box)]
         elif not outline:
             skipped[image][_NOTHING] += 1
         if outline:
-            crowd = annotation.get("iscrowd", 0) in (1, True)
-            label = categories[category]["name"]
-            shapes[image].append(Shape(label, len(shapes[image]), crowd, outline))
+            name = categories[category]["name"]
+            label = None if name in VOID_LABELS else name
+            group = crowds and _is_crowd(annotation)
+            shapes[image].append(Shape(label, len(shapes[image]), group, outline))
     if boxed and not boxes:
         raise SourceError(
             f"{len(boxed)} objects have a box and no outline, {boxed[0]} first; --boxes takes "
             "their boxes for them"
         )
     return shapes, skipped
+
+
+def _is_crowd(annotation: Mapping[str, Any]) -> bool:
+    return annotation.get("iscrowd", 0) in (1, True)
+
+
+def _has_crowds(annotations: Sequence[Mapping[str, Any]], *, asked: bool) -> bool:
+    """Whether there are group regions; that most objects are such is asked about."""
+    number = sum(map(_is_crowd, annotations))
+    if asked and 2 * number > len(annotations):
+        raise SourceError(
+            f"{number} of {len(annotations)} objects have iscrowd 1, and group regions never "
+            "train; CVAT says so of every mask drawn by brush: --crowd object takes them for "
+            "objects, --crowd group as they are"
+        )
+    return number > 0
 
 
 def _outline(segmentation: Any) -> tuple[Any, int]:
@@ -185,26 +210,33 @@ def _corners(box: Sequence[float]) -> list[float]:
 
 
 def _classes(
-    categories: Sequence[Mapping[str, Any]] | Any, used: set[str | None], json_path: Path
+    entries: Sequence[Mapping[str, Any]], used: Collection[Any], json_path: Path
 ) -> tuple[ClassEntry, ...]:
-    """The labels in the order of the file. Category ids stay where label ids can be so."""
-    entries = list(categories)
+    """The labels in the order of the file. Category ids stay where label ids can be so.
+
+    Args:
+        entries: the categories.
+        used: the ids of those that objects have.
+        json_path: of the file, for the log.
+    """
     for entry in entries:
         if not isinstance(entry["name"], str):
             raise SourceError(f"category {entry['id']}: name {str(entry['name'])[:40]!r}")
     above = [
-        entry["name"]
+        entry
         for entry in entries
-        if entry["name"] not in used
+        if entry["id"] not in used
         and any(o.get("supercategory") == entry["name"] for o in entries if o is not entry)
     ]
-    if above:
+    for entry in above:
         logger.warning(
-            "%s: %s is no class here: it is the supercategory of others, and no object has it",
+            "%s: category %s, %s, is no class: it is the supercategory of others, and no object "
+            "has it",
             json_path,
-            ", ".join(above),
+            entry["id"],
+            entry["name"],
         )
-    kept = [entry for entry in entries if entry["name"] not in above]
+    kept = [e for e in entries if e not in above and e["name"] not in VOID_LABELS]
     fit = all(_fits(entry) for entry in kept)
     return tuple(
         ClassEntry(

@@ -33,7 +33,7 @@ from d2_cityscapes.sources.check import Size
 from d2_cityscapes.sources.errors import SourceError, document_errors, load_document
 from d2_cityscapes.sources.listing import list_files
 from d2_cityscapes.sources.names import PICTURES
-from d2_cityscapes.sources.objects import Annotations, ObjectSource, Scene, Shape
+from d2_cityscapes.sources.objects import VOID_LABELS, Annotations, ObjectSource, Scene, Shape
 from d2_cityscapes.sources.points import near_points
 from d2_cityscapes.worker_pool import map_in_order, worker_pool
 
@@ -41,8 +41,8 @@ __all__ = ["LabelmeSource", "read_labelme"]
 
 logger = logging.getLogger(__name__)
 
-_VOID = ("_background_", "__ignore__")
-_AREAS = ("polygon", "rectangle", "circle", "mask")
+_POLYGONS = ("polygon", "oriented_rectangle")
+_AREAS = (*_POLYGONS, "rectangle", "circle", "mask")
 _NO_AREAS = ("line", "linestrip", "point", "points")
 
 
@@ -57,7 +57,7 @@ class LabelmeSource(ObjectSource):
         for instance_id, (kind, points, mask) in self.shapes:
             points = near_points(points, f"a {kind}")
             ink: dict[str, Any] = {"fill": instance_id, "outline": instance_id}
-            if kind == "polygon":
+            if kind in _POLYGONS:
                 pen.polygon(points, **ink)
             elif kind == "rectangle":
                 pen.rectangle([*map(min, *points), *map(max, *points)], **ink)
@@ -66,8 +66,10 @@ class LabelmeSource(ObjectSource):
                 radius = math.dist((x, y), edge)
                 pen.ellipse([x - radius, y - radius, x + radius, y + radius], **ink)
             else:
-                (left, top), _ = points
+                (left, top), (right, bottom) = points
                 stamp = _mask(mask)
+                if all(float(side).is_integer() for side in (left, top, right, bottom)):
+                    stamp = stamp.crop((0, 0, int(right - left) + 1, int(bottom - top) + 1))
                 picture.paste(instance_id, (round(left), round(top)), stamp)
         return np.asarray(picture)
 
@@ -169,16 +171,18 @@ def _shapes(entries: Sequence[Mapping[str, Any]], skipped: Counter[str]) -> list
         if kind not in _AREAS:
             skipped[f"shapes of the unknown type {str(kind)[:40]!r}"] += 1
             continue
-        if kind == "polygon" and len(points) < 3:
+        if kind in _POLYGONS and len(points) < 3:
             skipped["outlines of fewer than 3 points"] += 1
             continue
-        if kind != "polygon" and len(points) != 2:
+        if kind not in _POLYGONS and len(points) != 2:
             raise SourceError(f"shape {i}: a {kind} of {len(points)} points; it has 2")
         group = entry.get("group_id")
         key = ("shape", i) if group is None else (label, str(group))
         number = numbers.setdefault(key, len(numbers))
         mask = entry["mask"] if kind == "mask" else None
-        shapes.append(Shape(None if label in _VOID else label, number, False, (kind, points, mask)))
+        shapes.append(
+            Shape(None if label in VOID_LABELS else label, number, False, (kind, points, mask))
+        )
     return shapes
 
 

@@ -26,11 +26,13 @@ from d2_cityscapes.labels import INSTANCE_DIVISOR, LabelTable
 from d2_cityscapes.labels.table_file import ClassEntry, make_table
 from d2_cityscapes.sources.check import Size, check_limit, contents
 from d2_cityscapes.sources.errors import SourceError, document_errors
+from d2_cityscapes.sources.names import PICTURES
 from d2_cityscapes.sources.photo import PhotoSource, photo_size
 
-__all__ = ["TRAIN", "VAL", "Annotations", "Drawn", "ObjectSource", "Scene", "Shape"]
+__all__ = ["TRAIN", "VAL", "VOID_LABELS", "Annotations", "Drawn", "ObjectSource", "Scene", "Shape"]
 
 TRAIN, VAL = "train", "val"
+VOID_LABELS = ("_background_", "__ignore__")  # of labelme's tools, and of what they export
 _HIDDEN = "objects without a visible pixel (hidden by later ones, or outside)"
 
 
@@ -277,12 +279,17 @@ def _names(scenes: Sequence[Scene]) -> dict[str, str]:
     folders may be called alike.
     """
     paths = [scene.image.split("/") for scene in scenes]
+    problems = []
     for path, scene in zip(paths, scenes, strict=True):
         if not all(map(is_plain_name, path)):
-            raise SourceError(
+            problems.append(
                 f"{scene.where}: {scene.image!r} is not the name of a file in the folder of the "
                 "pictures; nothing is read elsewhere"
             )
+        elif not scene.image.lower().endswith(PICTURES):
+            problems.append(f"{scene.where}: {scene.image} is no JPEG or PNG by its name")
+    if problems:
+        raise SourceError.of_many(problems, "convert pictures, and name them in the annotation")
     above = PurePosixPath(os.path.commonpath(str(PurePosixPath(*path).parent) for path in paths))
     return {
         "/".join(path): "_".join(PurePosixPath(*path).relative_to(above).parts) for path in paths

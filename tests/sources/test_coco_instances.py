@@ -155,19 +155,28 @@ def test_category_ids_stay_where_they_can(document, numbers: list[int], kept: bo
     assert ids(path).max() == found[1] * 1000
 
 
-def test_the_category_that_roboflow_puts_in_front_is_no_class(document, caplog) -> None:
+@pytest.mark.parametrize("above", ["vessels", "ship"])
+def test_the_category_that_roboflow_puts_in_front_is_no_class(document, caplog, above) -> None:
+    """It may have the name of a class, too."""
     categories = [
-        {"id": 0, "name": "vessels", "supercategory": "none"},
-        {"id": 1, "name": "ship", "supercategory": "vessels"},
+        {"id": 0, "name": above, "supercategory": "none"},
+        {"id": 1, "name": "ship", "supercategory": above},
         {"id": 2, "name": "buoy", "supercategory": "buoy"},
     ]
     path = document([annotation(1, [box(0, 0, 2, 2)])], categories=categories)
     table = read_coco_instances(path, path.parent).table("harbour")
     assert [(c.name, c.label_id) for c in table.classes] == [("ship", 1), ("buoy", 2)]
-    assert "vessels is no class here" in caplog.text
-    used = document([annotation(0, [box(0, 0, 2, 2)])], categories=categories)
-    names = [c.name for c in read_coco_instances(used, used.parent).table("harbour").classes]
-    assert names == ["vessels", "ship", "buoy"]
+    assert f"category 0, {above}, is no class" in caplog.text
+    assert ids(path).max() == 1000
+    found = read_coco_instances(
+        document([annotation(0, [box(0, 0, 2, 2)])], categories=categories), path.parent
+    )
+    if above == "vessels":
+        names = [c.name for c in found.table("harbour").classes]
+        assert names == ["vessels", "ship", "buoy"]
+    else:
+        with pytest.raises(SourceError, match=r"2 classes of the name ship"):
+            found.table("harbour")
 
 
 def test_colors_of_categories(document) -> None:
@@ -230,7 +239,45 @@ def test_thousand_instances_and_no_more(document) -> None:
     ):
         read(document([annotation(18, [box(0, 0, 2, 2)])] * 1001))
     path = document([annotation(18, [box(0, 0, 2, 2)], iscrowd=1)] * 1001)
-    assert ids(path).max() == 18
+    assert ids(path, crowd="group").max() == 18
+
+
+def test_a_file_of_crowds_is_asked_about(document) -> None:
+    """CVAT writes iscrowd 1 of every mask drawn by brush."""
+    mask = np.pad([[1, 1]], ((3, 2), (0, 6))) > 0
+    crowds = [annotation(18, rle(mask, compressed=False), iscrowd=1)] * 2
+    path = document([*crowds, annotation(18, [box(0, 0, 2, 2)])])
+    with pytest.raises(
+        SourceError, match=r"2 of 3 objects have iscrowd 1, .* --crowd object takes"
+    ):
+        read(path)
+    assert np.unique(ids(path, crowd="object")).tolist() == [0, 18001, 18002]
+    assert np.unique(ids(path, crowd="group")).tolist() == [0, 18, 18000]
+    path = document([*crowds, *[annotation(18, [box(0, 0, 2, 2)])] * 2])
+    assert np.unique(ids(path)).tolist() == [0, 18, 18001]
+
+
+def test_pictures_are_jpeg_or_png(document) -> None:
+    images = [{**MANY, "id": n, "file_name": f"{n}.tiff"} for n in range(9)]
+    path = document([], images=images)
+    (path.parent / "0.tiff").touch()
+    with pytest.raises(SourceError, match=r"9 problems, listed above; convert pictures") as caught:
+        read(path)
+    assert caught.value.details[3].endswith("image 3.tiff: 3.tiff is no JPEG or PNG by its name")
+
+
+def test_labels_of_labelme_that_are_no_classes(document) -> None:
+    """labelme2coco puts the background in front, under the number 0."""
+    categories = [
+        {"id": 0, "name": "_background_", "supercategory": None},
+        {"id": 1, "name": "ship", "supercategory": None},
+    ]
+    path = document(
+        [annotation(1, [box(0, 0, 4, 4)]), annotation(0, [box(0, 0, 2, 4)])], categories=categories
+    )
+    table = read_coco_instances(path, path.parent).table("harbour")
+    assert [(c.name, c.label_id) for c in table.classes] == [("ship", 1)]
+    assert np.unique(ids(path)).tolist() == [0, 1000] and (ids(path) == 1000).sum() == 8
 
 
 def test_things_beyond_64_are_refused(document) -> None:

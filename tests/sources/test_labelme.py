@@ -98,7 +98,7 @@ def _labelme_mask(points: list, kind: str | None) -> np.ndarray:
     return np.array(picture, bool)
 
 
-@pytest.mark.parametrize("kind", ["polygon", None, "circle"])
+@pytest.mark.parametrize("kind", ["polygon", None, "oriented_rectangle", "circle"])
 def test_polygons_and_circles_are_drawn_as_labelme_does(folder, kind: str | None) -> None:
     rng = np.random.default_rng(1)
     for _ in range(12):
@@ -114,18 +114,22 @@ def _png(mask: np.ndarray) -> str:
 
 
 def test_masks_of_labelmes_ai_tools(folder) -> None:
-    """The mask lies at the first point; beyond the picture it ends."""
+    """The mask lies at the first point; beyond the picture, and the second point, it ends."""
     mask = np.array([[1, 0, 1], [0, 1, 1]], bool)
     text = _png(mask)
     path = folder(
         [
             shape("ship", [[2.0, 1.0], [4.0, 2.0]], "mask", mask=text),
             shape("ship", [[8.0, 5.0], [10.0, 6.0]], "mask", mask=text),
+            shape("ship", [[6.0, 0.0], [7.0, 0.0]], "mask", mask=text),
+            shape("ship", [[-1.6, 3.4], [1.0, 5.0]], "mask", mask=text),
         ]
     )
     expected = np.zeros(SIZE, int)
     expected[1:3, 2:5][mask] = 4000
     expected[5, 8] = 4001
+    expected[0, 6] = 4002
+    expected[3:5, 0:1][mask[:, 2:]] = 4003
     np.testing.assert_array_equal(ids(path), expected)
 
 
