@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.errors import D2CityscapesError, nearest
 
-__all__ = ["CONFIGS", "find_config", "shipped"]
+__all__ = ["CONFIGS", "config_names", "find_config", "nearest_config", "shipped"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -41,3 +41,13 @@ def find_config(path: str | Path) -> Path:
     parts = path.parts[1:] if path.parts[:1] == (CONFIGS.name,) else path.parts
     shipped = CONFIGS.joinpath(*parts)
     return shipped if shipped.exists() and ".." not in parts else path
+
+
+def config_names() -> list[str]:
+    """The shipped configs as `find_config` takes them, such as "quick/instance.yaml", in order."""
+    return sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def nearest_config(path: str | Path) -> str:
+    """ "; nearest: a, b" for the end of an error about a config that is nowhere, or ""."""
+    return nearest(str(path), config_names())

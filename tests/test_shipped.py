@@ -13,6 +13,8 @@ import pytest
 
 from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.engine.start import setup
+from d2_cityscapes.search.errors import SearchError
+from d2_cityscapes.search.space.plan_file import read_plan
 from d2_cityscapes.shipped import CONFIGS, find_config
 
 
@@ -40,6 +42,8 @@ def test_what_is_nowhere_stays_as_it_is(elsewhere, path):
 def test_a_mistyped_name_gets_the_nearest(elsewhere):
     with pytest.raises(ConfigError, match=r"stge3.yaml: no such config file; nearest: stage3.yaml"):
         load_config("stge3.yaml")
+    with pytest.raises(SearchError, match=r"no such search file; nearest: search/stage2.yaml"):
+        read_plan(Path("search/stge2.yaml"), [], seed=0)
 
 
 def test_a_training_is_set_up_by_name(elsewhere, datasets, tiny_opts):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import posixpath
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from d2_cityscapes.shipped import CONFIGS
+from d2_cityscapes.shipped import config_names
 
 __all__ = ["complete", "config_keys"]
 
@@ -82,10 +83,10 @@ def _candidates(prefix: str, argument: str, words: list[str]) -> list[str]:
     from argcomplete.completers import FilesCompleter
 
     found: set[str] = set()
-    if argument in ("config_file", "config_dir"):
-        found = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
+    if argument == "config_file":
+        found = set(config_names())
     if argument == "config_dir":
-        found = {folder for folder, slash, _ in (name.rpartition("/") for name in found) if slash}
+        found = {posixpath.dirname(name) for name in config_names()} - {""}
     if argument in _OVERRIDES and prefix:
         found = config_keys()
         if words[-1] in found:  # its value

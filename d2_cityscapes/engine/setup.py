@@ -22,7 +22,7 @@ from d2_cityscapes.data.training_set import training_images
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
-from d2_cityscapes.shipped import CONFIGS, find_config
+from d2_cityscapes.shipped import find_config, nearest_config
 
 __all__ = [
     "LENGTHS",
@@ -89,7 +89,7 @@ def load_config(
     if config_file:
         config_file = find_config(config_file)
         if not config_file.is_file():
-            raise ConfigError(f"{config_file}: no such config file{_nearest_config(config_file)}")
+            raise ConfigError(f"{config_file}: no such config file{nearest_config(config_file)}")
         # First, as what they hold is bounded there alone.
         _merge(cfg, config_file, lambda: config_files(config_file))
         # Detectron2's default would run the code that a file with Python tags names.
@@ -104,11 +104,6 @@ def load_config(
     _settle_device(cfg)
     cfg.freeze()
     return cfg
-
-
-def _nearest_config(path: Path) -> str:
-    shipped = [str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")]
-    return nearest(str(path), shipped)
 
 
 def check_weights_file(cfg: CfgNode) -> None:

@@ -21,7 +21,7 @@ from d2_cityscapes.search.space.plan import (
     named_value,
 )
 from d2_cityscapes.search.space.space import parse_space
-from d2_cityscapes.shipped import find_config
+from d2_cityscapes.shipped import find_config, nearest_config
 
 __all__ = ["read_plan"]
 
@@ -99,6 +99,8 @@ def _checked(plan: SearchPlan) -> SearchPlan:
 
 
 def _read_document(source: Path) -> dict:
+    if not source.exists():
+        raise SearchError(f"{source}: no such search file{nearest_config(source)}")
     try:
         document = load_yaml(source.read_text())
     except OSError as error:
