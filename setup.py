@@ -112,6 +112,9 @@ setup(
             "ruff>=0.5",
             "mypy>=1.10",
             "import-linter>=2.1",
+            "nbclient>=0.10",  # runs notebooks/
+            "nbformat>=5.9",
+            "ipykernel>=6.29",
             *_PNG,
             *_JPEG2000,
             *_BENCHMARK,
