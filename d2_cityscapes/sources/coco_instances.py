@@ -9,6 +9,7 @@ Shape letters: H, W pixels.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import posixpath
 from collections import Counter
@@ -45,14 +46,13 @@ class CocoSource(ObjectSource):
 
     def draw(self, size: Size) -> np.ndarray:
         """(H, W) int32 instance ids."""
-        ids = np.zeros(size, dtype=np.int32)
+        by_column = np.zeros(size[0] * size[1], dtype=np.int32)
         for instance_id, drawn in self.shapes:
-            mask = _run_lengths(drawn, size) if isinstance(drawn, dict) else _polygons(drawn, size)
-            x, y, w, h = (int(side) for side in mask_api.toBbox(mask))
-            if w and h:
-                inside = mask_api.decode(mask)[y : y + h, x : x + w] > 0
-                ids[y : y + h, x : x + w][inside] = instance_id
-        return ids
+            counts = _counts(drawn, size) if isinstance(drawn, dict) else _polygons(drawn, size)
+            edges = [*itertools.accumulate(counts)]
+            for begin, end in zip(edges[::2], edges[1::2], strict=False):
+                by_column[begin:end] = instance_id
+        return np.ascontiguousarray(by_column.reshape(size[::-1]).T)
 
 
 def read_coco_instances(
@@ -254,15 +254,16 @@ def _fits(entry: Mapping[str, Any]) -> bool:
     return type(entry["id"]) is int and 1 <= entry["id"] <= largest
 
 
-def _polygons(parts: Sequence[Sequence[float]], size: Size) -> dict[str, Any]:
-    """The mask of polygons, x and y in turns, as the API's own run lengths."""
+def _polygons(parts: Sequence[Sequence[float]], size: Size) -> list[int]:
+    """The run lengths, column by column, of polygons with x and y in turns: the API's own."""
     for part in parts:
         near_points([*zip(part[::2], part[1::2], strict=True)], "a polygon")
-    return mask_api.merge(mask_api.frPyObjects([list(part) for part in parts], *size))
+    mask = mask_api.merge(mask_api.frPyObjects([list(part) for part in parts], *size))
+    return _decompressed(mask["counts"].decode())
 
 
-def _run_lengths(segmentation: Mapping[str, Any], size: Size) -> dict[str, Any]:
-    """The mask of run lengths. The API takes any, and writes where they lead it."""
+def _counts(segmentation: Mapping[str, Any], size: Size) -> Sequence[int]:
+    """Checked run lengths: the API takes any, and writes where they lead it."""
     if segmentation["size"] != list(size):
         raise SourceError(f"run lengths of {segmentation['size']}, image of {size} (H, W)")
     counts = segmentation["counts"]
@@ -272,7 +273,7 @@ def _run_lengths(segmentation: Mapping[str, Any], size: Size) -> dict[str, Any]:
         raise SourceError("run lengths that are no numbers from 0 on")
     if sum(counts) != size[0] * size[1]:
         raise SourceError(f"run lengths of {sum(counts)} pixels in all, image of {size} (H, W)")
-    return mask_api.frPyObjects({"counts": counts, "size": list(size)}, *size)
+    return counts
 
 
 def _decompressed(text: str) -> list[int]:

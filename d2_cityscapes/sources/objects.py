@@ -113,11 +113,12 @@ class ObjectSource(PhotoSource):
 
     def skipped(self) -> Counter[str]:
         """What is not drawn, or not to be seen, and how often."""
-        shown = set(np.unique(self.read_annotation()).tolist())
-        hidden = {shape.instance_id for shape in self.shapes} - shown - {0}
+        drawn = {shape.instance_id for shape in self.shapes} - {0}
+        seen = np.zeros(max(drawn, default=0) + 1, dtype=bool)
+        seen[self.read_annotation()] = True
         found = Counter(dict(self.passed_over))
-        if hidden:
-            found[_HIDDEN] = len(hidden)
+        if hidden := sum(not seen[instance_id] for instance_id in drawn):
+            found[_HIDDEN] = hidden
         return found
 
     @property
