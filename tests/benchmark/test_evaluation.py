@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-import official
 import pytest
+import referee
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2_cityscapes.benchmark.evaluation import EvaluationBenchmark, benchmark_evaluation
@@ -30,7 +30,7 @@ def benchmark(cityscapes_tree):
             catalog.remove(name)
 
 
-@official.instance_ap
+@referee.as_it_is
 def test_every_comparison_is_made(benchmark):
     found = benchmark()
     assert all(c.ours > 0 and c.theirs > 0 for c in found)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import referee
 import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from cityscapesscripts.helpers.labels import category2labels
@@ -78,7 +79,9 @@ def test_equals_the_official_tool(
     disturb: Callable,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    referee.mend(monkeypatch)
     quality = SemSegQuality()
     files: tuple[list[str], list[str]] = ([], [])
     rng = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import referee
 import torch
 from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as official_panoptic
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official_semantic
@@ -85,7 +86,9 @@ def test_semantic(
     disturb: Callable,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    referee.mend(monkeypatch)
     folder, quality = tmp_path / "semantic", SemSegQuality()
     writer = SemSegSubmissionWriter(NAME, folder)
     for i, image in enumerate(inputs):
