@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def install(wheel: Path, constraint: Path | None, *, force: bool) -> None:
             run_pip("install", [*arguments, *extra, str(wheel)], doing="cannot install detectron2")
 
 
-def _installed(names: Sequence[str]) -> list[str]:
-    """ "torch==2.14.1+cu130", ..., of those that are installed."""
-    found = {distribution.name.lower(): distribution for distribution in metadata.distributions()}
-    return [f"{name}=={found[name].version}" for name in names if name in found]
+def _installed(names: Sequence[str]) -> Iterator[str]:
+    """ "torch==2.14.1+cu130", ..., of those that are installed: of two copies the one in use."""
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield f"{name}=={metadata.version(name)}"
