@@ -10,10 +10,14 @@ The content of an image depends on the seed, its split, its index and the pictur
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import io
 import json
 import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +53,7 @@ MARKER = "make_synthetic.json"
 MIN_SIZE = (64, 128)  # height, width, px
 _SPLITS = ("train", "val", "train_extra")
 _VERSION = 1  # of the scenes: counts up when the same arguments begin to give other pictures
-_COMPRESSION = 2  # zlib level of the PNG files
+_COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # of the PNG files
 
 _CITIES = {
     "train": (
@@ -209,7 +213,20 @@ def make_tree(
 def _make_one(root: Path, height: int, width: int, seed: int, which: tuple[str, int]) -> None:
     split, index = which
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
-    write_scene(render_scene(height, width, rng=rng), root, split, index)
+    with _without_collector():
+        write_scene(render_scene(height, width, rng=rng), root, split, index)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Nothing is collected inside: of a scene all is in use, and is looked through many times."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _claim(root: Path, arguments: dict[str, int]) -> None:
@@ -252,5 +269,5 @@ def _label_colors() -> np.ndarray:
 
 def _png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", compress_level=_COMPRESSION)
+    Image.fromarray(array).save(buffer, "PNG", **_COMPRESSION)
     return buffer.getvalue()

@@ -148,6 +148,19 @@ def test_rerun_completes_what_is_missing(tmp_path: Path) -> None:
     assert kept.stat().st_mtime_ns == stamp
 
 
+def test_scenes_are_those_of_earlier_versions(repository: Path) -> None:
+    """What was trained on made-up scenes can be trained again: see tests/golden/README.md."""
+    with np.load(repository / "tests" / "golden" / "scenes.npz") as golden:
+        for name in {key.split("/")[0] for key in golden}:
+            size, *seed = name.split("_")
+            height, width = map(int, size.split("x"))
+            scene = render_scene(height, width, rng=np.random.default_rng([*map(int, seed)]))
+            assert (scene.instance_ids != golden[f"{name}/ids"]).mean() < 0.001
+            cells = scene.image.astype(np.int64).reshape(height // 4, 4, width // 4, 4, 3)
+            differ = np.abs(cells.sum(axis=(1, 3)) - golden[f"{name}/blocks"]) > 4
+            assert differ.mean() < 0.001
+
+
 def test_coarse_labels_are_never_wrong_only_fewer() -> None:
     for seed in range(4):
         scene = render_scene(256, 512, rng=np.random.default_rng(seed))

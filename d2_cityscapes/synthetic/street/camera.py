@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from d2_cityscapes.synthetic.street.colors import Color
 
 __all__ = ["NEAR", "Camera", "Light", "convex_hull"]
@@ -21,18 +19,18 @@ NEAR = 0.7  # metres: what lies nearer to the camera is cut off
 
 def convex_hull(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
     """Corners of the convex hull of points in the plane, in order around it."""
-    ordered = sorted({(float(p[0]), float(p[1])) for p in points})
+    ordered = sorted({(float(x), float(y)) for x, y in points})
     hull: list[tuple[float, float]] = []
     for sweep in (ordered, ordered[::-1]):
-        start = len(hull)
-        for p in sweep:
-            while len(hull) >= start + 2:
-                (ax, ay), (bx, by) = hull[-2], hull[-1]
-                if (bx - ax) * (p[1] - ay) - (by - ay) * (p[0] - ax) > 0:
+        half: list[tuple[float, float]] = []
+        for x, y in sweep:
+            while len(half) >= 2:
+                (ax, ay), (bx, by) = half[-2:]
+                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
                     break
-                hull.pop()
-            hull.append(p)
-        hull.pop()
+                half.pop()
+            half.append((x, y))
+        hull += half[:-1]
     return hull
 
 
@@ -54,29 +52,29 @@ class Camera:
     horizon: float
     elevation: float
 
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) metres, all of them beyond `NEAR`, -> (N, 2) px."""
-        scale = self.focal / points[:, 2]
-        return np.stack(
-            [
-                self.center_x + points[:, 0] * scale,
-                self.horizon + (self.elevation - points[:, 1]) * scale,
-            ],
-            axis=1,
-        )
+    def project(self, points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
+        """(x, y, z) metres, all of them beyond `NEAR`, -> (x, y) px."""
+        focal, center_x, horizon, elevation = (
+            self.focal, self.center_x, self.horizon, self.elevation
+        )  # fmt: skip
+        return [
+            (center_x + x * (scale := focal / z), horizon + (elevation - y) * scale)
+            for x, y, z in points
+        ]
 
-    def outline(self, points: Iterable[Sequence[float]]) -> np.ndarray:
-        """Picture (M, 2) of a flat polygon of (N, 3) metres; M = 0 where it lies behind `NEAR`."""
-        corners = np.asarray(list(points), dtype=np.float64)
-        if corners[:, 2].min() >= NEAR:
-            return self.project(corners)
-        kept = []
-        for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+    def outline(self, points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+        """Picture (x, y) of a flat polygon in metres; empty where it lies behind `NEAR`."""
+        if min(p[2] for p in points) >= NEAR:
+            return self.project(points)
+        kept: list[Sequence[float]] = []
+        for a, b in zip(points, [*points[1:], points[0]], strict=True):
             if a[2] >= NEAR:
                 kept.append(a)
             if (a[2] >= NEAR) != (b[2] >= NEAR):
-                kept.append(a + (b - a) * (NEAR - a[2]) / (b[2] - a[2]))
-        return self.project(np.array(kept)) if kept else np.zeros((0, 2))
+                kept.append(
+                    [p + (q - p) * (NEAR - a[2]) / (b[2] - a[2]) for p, q in zip(a, b, strict=True)]
+                )
+        return self.project(kept)
 
     def scale(self, z: float) -> float:
         """Pixels per metre at depth ``z``."""

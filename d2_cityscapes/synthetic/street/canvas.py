@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.labels.cityscapes import CITYSCAPES_LABELS
 from d2_cityscapes.synthetic.street.camera import Camera, Light
-from d2_cityscapes.synthetic.street.sprites import Drawing, Polygon, Sprite, rasterize
+from d2_cityscapes.synthetic.street.sprites import Drawing, Points, Polygon, Sprite, rasterize
 from d2_cityscapes.synthetic.street.textures import noise_tile
 
 __all__ = ["MIN_SHARE", "Canvas", "Paint", "clip_polygon", "draw_ids", "label_id_of", "min_visible"]
@@ -27,8 +27,8 @@ def min_visible(size: tuple[int, int]) -> float:
     return float(np.clip(80 * size[0] * size[1] / (256 * 512), 12, 80))
 
 
-Paint = Callable[[int, int, int, int], np.ndarray]
-"""Colours (h, w, 3) float32 of the box x0, y0, x1, y1 (half-open, px) of the picture."""
+Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Colours (N, 3) float32 of the pixels at columns and rows (N,) of the picture."""
 
 
 def label_id_of(label: str) -> tuple[int, bool]:
@@ -60,7 +60,7 @@ def draw_ids(objects: list[tuple[str, Polygon]], size: tuple[int, int]) -> np.nd
     return np.asarray(image).astype(np.uint16)
 
 
-def clip_polygon(points: np.ndarray, size: tuple[int, int]) -> Polygon:
+def clip_polygon(points: Points, size: tuple[int, int]) -> Polygon:
     """Integer polygon of (N, 2) px cut at the (W, H) frame; empty where nothing is inside."""
     corners = [(float(x), float(y)) for x, y in points]
     for axis, limit, sign in ((0, 0, 1), (0, size[0] - 1, -1), (1, 0, 1), (1, size[1] - 1, -1)):
@@ -82,9 +82,16 @@ def clip_polygon(points: np.ndarray, size: tuple[int, int]) -> Polygon:
 
 @dataclass(frozen=True)
 class _Layer:
+    """A surface, or an object: a drawing at a depth, which becomes a sprite with an outline.
+
+    An object of which nothing can be seen stays without.
+    """
+
     label: str
     polygon: Polygon
     paint: Paint | None = None
+    drawing: Drawing | None = None
+    z: float = 0.0
     sprite: Sprite | None = None
 
 
@@ -106,16 +113,14 @@ class Canvas:
     def objects(self) -> list[tuple[str, Polygon]]:
         return [(layer.label, layer.polygon) for layer in self._layers]
 
-    def add_surface(self, label: str, outline: np.ndarray, paint: Paint | None = None) -> None:
+    def add_surface(self, label: str, outline: Points, paint: Paint | None = None) -> None:
         """A polygon (N, 2) px with its paint; without, the truth alone."""
         if len(outline) >= 3 and (polygon := clip_polygon(outline, self.size)):
             self._layers.append(_Layer(label, polygon, paint))
 
     def add_drawing(self, label: str, drawing: Drawing, z: float) -> None:
         """An object at depth ``z`` (m)."""
-        sprite = drawing.render(self.size, self.light, z, self.grain)
-        if sprite is not None:
-            self._layers.append(_Layer(label, sprite.polygon, sprite=sprite))
+        self._layers.append(_Layer(label, [], drawing=drawing, z=z))
 
     def drop_hidden(self) -> None:
         """Leave out things of which next to nothing, and then all of which nothing, can be seen."""
@@ -125,15 +130,43 @@ class Canvas:
                 return 0
             return max(min_visible(self.size), MIN_SHARE * float((layer.sprite.cover > 0.4).sum()))
 
+        self._render()
         self._keep_visible(required)
         self._keep_visible(lambda layer: 1)
+
+    def _render(self) -> None:
+        """Turn drawings into sprites, but for those that would be left out in any case.
+
+        What a surface hides never comes to light; of one instance, what anything hides does not.
+        """
+        surfaces, everything = Image.new("L", self.size), Image.new("L", self.size)
+        on_surfaces, on_everything = ImageDraw.Draw(surfaces), ImageDraw.Draw(everything)
+        rendered: list[_Layer] = []
+        for layer in reversed(self._layers):
+            label_id, is_instance = label_id_of(layer.label)
+            if layer.drawing is not None:
+                box = layer.drawing.box(self.size)
+                if box is None:
+                    continue
+                before = everything if is_instance else surfaces
+                if before.crop(box).getextrema()[0] == 0:
+                    sprite = layer.drawing.render(self.size, self.light, layer.z, self.grain)
+                    if sprite is None:
+                        continue
+                    layer = replace(layer, polygon=sprite.polygon, sprite=sprite)
+                    on_everything.polygon(layer.polygon, fill=1)
+            elif label_id >= 0:
+                on_surfaces.polygon(layer.polygon, fill=1)
+                on_everything.polygon(layer.polygon, fill=1)
+            rendered.append(layer)
+        self._layers = rendered[::-1]
 
     def _keep_visible(self, required: Callable[[_Layer], float]) -> None:
         """Keep the layers of which at least the required number of pixels can be seen."""
         image = Image.new("I", self.size, 0)
         draw = ImageDraw.Draw(image)
         for index, layer in enumerate(self._layers):
-            if label_id_of(layer.label)[0] >= 0:
+            if layer.polygon and label_id_of(layer.label)[0] >= 0:
                 draw.polygon(layer.polygon, fill=index + 1)
         visible = np.bincount(np.asarray(image).ravel(), minlength=len(self._layers) + 1)[1:]
         kept: list[_Layer] = []
@@ -147,25 +180,40 @@ class Canvas:
         self._layers = kept
 
     def paint(self) -> np.ndarray:
-        """(H, W, 3) float32 picture of all layers, 0..255."""
-        image = np.zeros((self.size[1], self.size[0], 3), dtype=np.float32)
-        for layer in self._layers:
-            if layer.sprite is not None:
-                sprite = layer.sprite
-                x0, y0, (height, width) = sprite.x, sprite.y, sprite.cover.shape
-            elif layer.paint is not None:
-                xs, ys = zip(*layer.polygon, strict=True)
-                x0, y0 = min(xs), min(ys)
-                width, height = max(xs) + 1 - x0, max(ys) + 1 - y0
-            else:
+        """(H, W, 3) float32 picture of all layers, 0..255.
+
+        First of each pixel the surface that is in front there, alone; then what stands before it.
+        """
+        width, height = self.size
+        image = np.zeros((height, width, 3), dtype=np.float32)
+        front = self._front_surfaces()
+        order = np.argsort(front, axis=None, kind="stable")
+        ends = np.cumsum(np.bincount(front.ravel(), minlength=len(self._layers) + 1)).tolist()
+        for number, layer in enumerate(self._layers, start=1):
+            pixels = order[ends[number - 1] : ends[number]]
+            if layer.paint is not None and len(pixels):
+                rows, columns = np.divmod(pixels, width)
+                image[rows, columns] = layer.paint(columns, rows)
+        for number, layer in enumerate(self._layers, start=1):
+            if layer.sprite is None:
                 continue
-            inside = rasterize([(x - x0, y - y0) for x, y in layer.polygon], (width, height))
-            region = image[y0 : y0 + height, x0 : x0 + width]
-            if layer.sprite is not None:  # smooth edges: label and colour agree on who has more
-                cover = layer.sprite.cover
-                cover = np.where(inside, np.maximum(cover, 0.45), np.minimum(cover, 0.35))
-                region += cover[..., None] * (layer.sprite.rgb - region)
-            elif layer.paint is not None:
-                rgb = layer.paint(x0, y0, x0 + width, y0 + height)
-                np.copyto(region, rgb, where=inside[..., None])
+            sprite = layer.sprite
+            x0, y0, (h, w) = sprite.x, sprite.y, sprite.cover.shape
+            box = np.s_[y0 : y0 + h, x0 : x0 + w]
+            inside = rasterize([(x - x0, y - y0) for x, y in layer.polygon], (w, h))
+            # smooth edges: label and colour agree on who has more
+            cover = np.where(inside, np.maximum(sprite.cover, 0.45), np.minimum(sprite.cover, 0.35))
+            cover *= front[box] < number
+            image[box] += cover[..., None] * (sprite.rgb - image[box])
         return image
+
+    def _front_surfaces(self) -> np.ndarray:
+        """(H, W) uint16: from 1 on, which layer of those with a paint is in front; 0 for none."""
+        front = np.zeros(self.size[::-1], dtype=np.uint16)
+        for number, layer in enumerate(self._layers, start=1):
+            if layer.paint is not None:
+                xs, ys = zip(*layer.polygon, strict=True)
+                x0, y0, x1, y1 = min(xs), min(ys), max(xs) + 1, max(ys) + 1
+                inside = rasterize([(x - x0, y - y0) for x, y in layer.polygon], (x1 - x0, y1 - y0))
+                front[y0:y1, x0:x1][inside] = number
+        return front

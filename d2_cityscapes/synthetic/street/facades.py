@@ -1,8 +1,7 @@
 """House fronts: windows, shops, doors, ledges, as colours on an upright plane.
 
-H, W are rows and columns of the painted box. `along` (W,) is the place along the wall of every
-column and `pixel` (W,) the size of a pixel there, `up` (H, W) the height above the ground, all in
-metres.
+N pixels are painted. `along` (N,) is the place along the wall, `up` (N,) the height above the
+ground and `pixel` (N,) the size of a pixel there, all in metres.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def facade(
     light: Light,
     tile: np.ndarray,
 ) -> np.ndarray:
-    """(H, W, 3) float32 colours of a house front before shading; ``tile`` is a noise texture."""
+    """(N, 3) float32 colours of a house front before shading; ``tile`` is a noise texture."""
     factor = 1 + 0.05 * sample_plane(tile, along, up, 24)
     factor *= 0.88 + 0.12 * np.clip(up / 2, 0, 1)  # dirt near the ground
     if style.courses:
@@ -74,15 +73,13 @@ def facade(
     colors = factor[..., None] * style.wall
     bay = along / style.bay
     column = np.floor(bay)
-    pane = style.panes[
-        np.floor(storey).astype(np.int64) % _PANES, (column.astype(np.int64) % _PANES)[None, :]
-    ]
+    pane = style.panes[np.floor(storey).astype(np.int64) % _PANES, column.astype(np.int64) % _PANES]
     sky = 0.8 * np.array(light.haze, dtype=np.float32)
     _paint_windows(colors, style, bay - column, within, pixel, pane, sky, upper)
-    lowest = int(np.argmax((upper < 1).any(axis=1))) if (upper < 1).any() else len(upper)
-    rows = slice(lowest, None)  # the ground floor
-    paint = _paint_shops if style.shops else _paint_entrance
-    paint(colors[rows], style, bay, up[rows], pixel, pane[rows], sky, 1 - upper[rows])
+    low = np.flatnonzero(upper < 1)  # the ground floor
+    paint, floor = _paint_shops if style.shops else _paint_entrance, colors[low]
+    paint(floor, style, bay[low], up[low], pixel[low], pane[low], sky, 1 - upper[low])
+    colors[low] = floor
     return colors
 
 

@@ -99,12 +99,13 @@ def _paint_leaves(
     sunny = -1 if light.sun[0] < 0 else 1
     brightness = 0.45 * y + 0.2 * sunny * x * (0.4 + light.strength)
     shade = 0.86 + 0.6 * brightness + rng.uniform(-0.1, 0.1, count)
-    tints = np.outer(shade, pen.tint(color))
+    tints = np.outer(shade, pen.tint(color)).tolist()
     centers = np.stack([x, -y], axis=1) * (0.86 * pen.scale * np.array(radii)) + pen.at(*middle)
     sizes = rng.uniform(0.13, 0.3, count) * (1.15 - 0.35 * reach)
     clumps = np.outer(sizes, radii)[:, None] * pen.scale * unit_circle(8) + centers[:, None]
+    outlines = clumps.tolist()
     for index in np.argsort(brightness).tolist():
-        pen.drawing.add(clumps[index], tints[index].tolist())
+        pen.drawing.add(outlines[index], tints[index])
 
 
 def tree(camera: Camera, light: Light, x: float, z: float, rng: np.random.Generator) -> Parts:

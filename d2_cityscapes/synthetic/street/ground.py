@@ -1,10 +1,12 @@
 """The ground plane: road with markings, paving, grass and tram tracks, and the shadows on it.
 
-R is the number of picture rows below the horizon, W the picture's width. Lengths are metres.
+R is the number of picture rows below the horizon, W the picture's width; N pixels are painted.
+Lengths are metres.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,8 +71,9 @@ def add_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> None
         corners = [(x0, 0.0, z0), (x0, 0.0, z1), (x1, 0.0, z1), (x1, 0.0, z0)]
         canvas.add_surface(label, canvas.camera.outline(corners), paint)
 
-    paving, grass = ground.paint(ground.paving()), ground.paint(ground.grass())
-    asphalt = ground.paint(ground.asphalt(_sample_markings(street, rng)))
+    marks = _sample_markings(street, rng)
+    paving, grass = ground.paint(ground.paving), ground.paint(ground.grass)
+    asphalt = ground.paint(lambda spot: ground.asphalt(spot, marks))
     for side in street.sides:
         land = ("terrain", grass) if side.grass else ("sidewalk", paving)
         add(*land, side.kerb, side.outward * _BEYOND, near, _BEYOND)  # the rest lies upon it
@@ -81,123 +84,154 @@ def add_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> None
         add("road", asphalt, -_BEYOND, _BEYOND, *street.crossing)
     add("road", asphalt, *street.road, near, _BEYOND)
     if street.rails is not None:
-        bed = ground.paint(ground.track())
+        bed = ground.paint(ground.track)
         add("rail track", bed, street.rails - 1.25, street.rails + 1.25, near, _BEYOND)
 
 
+@dataclass(frozen=True)
+class _Spots:
+    """N pixels on the ground.
+
+    Attributes:
+        x, z: (N,) their place. across, along: (N,) size of a pixel there in x and z.
+        fine, rough, wide: (N,) noise around 0 of three sizes.
+    """
+
+    x: np.ndarray
+    z: np.ndarray
+    across: np.ndarray
+    along: np.ndarray
+    fine: np.ndarray
+    rough: np.ndarray
+    wide: np.ndarray
+
+
+Material = Callable[[_Spots], np.ndarray]
+"""Colours (N, 3) float32 of spots, without shadow and haze."""
+
+
 class _Ground:
-    """Materials of the ground in the picture's perspective; each method gives (R, W, 3) float32.
+    """Materials of the ground in the picture's perspective.
 
     Attributes:
         top: first row of the ground, px.
-        x: (R, W) and z: (R, 1): place on the ground of every pixel.
-        across: (R, 1) and along: (R, 1): size of a pixel on the ground in x and z.
+        z: (R,) depth, across and along: (R,) size of a pixel there in x and z.
     """
 
     def __init__(self, canvas: Canvas, street: Street, rng: np.random.Generator) -> None:
         camera = canvas.camera
         self.street, self.light, self.size = street, canvas.light, canvas.size
+        self.grain, self.smooth = canvas.grain, canvas.smooth
         self.top = min(camera.height - 1, int(camera.horizon) + 1)
-        rows = np.arange(self.top, camera.height, dtype=np.float32)[:, None] + 0.5 - camera.horizon
-        columns = np.arange(camera.width, dtype=np.float32)[None, :] + 0.5 - camera.center_x
+        rows = np.arange(self.top, camera.height, dtype=np.float32) + 0.5 - camera.horizon
+        self.columns = np.arange(camera.width, dtype=np.float32) + 0.5 - camera.center_x
         self.z = (camera.focal * camera.elevation / np.maximum(rows, 0.25)).astype(np.float32)
         self.across = self.z / np.float32(camera.focal)
         self.along = self.z**2 / np.float32(camera.focal * camera.elevation)
-        self.x = columns * self.across
-        self.fine = self._sample(canvas.grain, 90.0) * np.clip(0.4 + 6 / self.z, 0, 1)
-        self.rough = self._sample(canvas.smooth, 22.0)
-        self.wide = self._sample(canvas.smooth, 3.1)
         self.colors = {
             name: np.array(vary(rng, choices, 8), dtype=np.float32)
             for name, choices in (("asphalt", _ASPHALT), ("paving", _PAVING), ("grass", _GRASS))
         }
         self.slab = rng.uniform(0.4, 0.9)
         self.lit = self._shadows(canvas) * np.float32(0.9 + 0.18 * self.light.strength)
-        self.share = 1 - np.exp(-self.z / np.float32(self.light.visibility))[..., None]
+        self.share = 1 - np.exp(-self.z / np.float32(self.light.visibility))
 
-    def _sample(self, tile: np.ndarray, per_metre: float) -> np.ndarray:
-        """(R, W) values of a repeating texture laid on the ground."""
-        rows = (self.z * per_metre).astype(np.int32) % TILE
-        columns = (self.x * per_metre).astype(np.int32) % TILE
-        return tile[rows, columns]
-
-    def paint(self, colors: np.ndarray) -> Paint:
+    def paint(self, material: Material) -> Paint:
         """Put shadows and haze on a material."""
-        colors *= self.lit[..., None]
-        colors += self.share * (np.array(self.light.haze, dtype=np.float32) - colors)
+        haze = np.array(self.light.haze, dtype=np.float32)
 
-        def paint(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-            rows = np.arange(y0, y1).clip(self.top) - self.top  # outlines are rounded to pixels
-            return colors[rows, x0:x1]
+        def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            rows = y.clip(self.top) - self.top  # outlines are rounded to pixels
+            colors = material(self._spots(x, rows))
+            colors *= self.lit[rows, x][:, None]
+            colors += self.share[rows][:, None] * (haze - colors)
+            return colors
 
         return paint
 
-    def asphalt(self, marks: _Markings) -> np.ndarray:
-        factor = 1 + 0.055 * self.fine + 0.03 * self.rough + 0.05 * self.wide
+    def _spots(self, columns: np.ndarray, rows: np.ndarray) -> _Spots:
+        z, across = self.z[rows], self.across[rows]
+        x = self.columns[columns] * across
+
+        def sample(tile: np.ndarray, per_metre: float) -> np.ndarray:
+            """A repeating texture laid on the ground."""
+            return tile[
+                (z * per_metre).astype(np.int32) % TILE, (x * per_metre).astype(np.int32) % TILE
+            ]
+
+        fine = sample(self.grain, 90.0) * np.clip(0.4 + 6 / z, 0, 1)
+        rough, wide = sample(self.smooth, 22.0), sample(self.smooth, 3.1)
+        return _Spots(x, z, across, self.along[rows], fine, rough, wide)
+
+    def asphalt(self, spots: _Spots, marks: _Markings) -> np.ndarray:
+        across, along = spots.across, spots.along
+        factor = 1 + 0.055 * spots.fine + 0.03 * spots.rough + 0.05 * spots.wide
         for x, z, half_width, half_length, dark in marks.patches:
-            inside = stripe(self.x, x - half_width, x + half_width, self.across)
-            inside = inside * stripe(self.z, z - half_length, z + half_length, self.along)
+            inside = stripe(spots.x, x - half_width, x + half_width, across)
+            inside = inside * stripe(spots.z, z - half_length, z + half_length, along)
             factor *= 1 - dark * inside
         left, right = self.street.road
-        gutter = stripe(self.x, left - 1, left + 0.35, 4 * self.across)
-        gutter += stripe(self.x, right - 0.35, right + 1, 4 * self.across)
-        colors = (factor * (1 - 0.13 * gutter))[..., None] * self.colors["asphalt"]
-        painted = np.zeros_like(self.x)
+        gutter = stripe(spots.x, left - 1, left + 0.35, 4 * across)
+        gutter += stripe(spots.x, right - 0.35, right + 1, 4 * across)
+        colors = (factor * (1 - 0.13 * gutter))[:, None] * self.colors["asphalt"]
+        painted = np.zeros_like(spots.x)
         for x in marks.solid:
-            painted += stripe(self.x, x - 0.07, x + 0.07, self.across)
-        dashed = stripe(self.z % 9.0, 0.0, 4.0, self.along)
+            painted += stripe(spots.x, x - 0.07, x + 0.07, across)
+        dashed = stripe(spots.z % 9.0, 0.0, 4.0, along)
         for x in marks.dashes:
-            painted += dashed * stripe(self.x, x - 0.07, x + 0.07, self.across)
+            painted += dashed * stripe(spots.x, x - 0.07, x + 0.07, across)
         if marks.crosswalk is not None:
             z0, z1 = marks.crosswalk
-            painted *= 1 - stripe(self.z, z0 - 0.6, z1 + 0.6, self.along)
-            zebra = stripe(self.x % 1.0, 0.0, 0.5, self.across)
-            zebra *= stripe(self.x, left + 0.3, right - 0.3, self.across)
-            painted += zebra * stripe(self.z, z0, z1, self.along)
+            painted *= 1 - stripe(spots.z, z0 - 0.6, z1 + 0.6, along)
+            zebra = stripe(spots.x % 1.0, 0.0, 0.5, across)
+            zebra *= stripe(spots.x, left + 0.3, right - 0.3, across)
+            painted += zebra * stripe(spots.z, z0, z1, along)
         if marks.stop is not None:
             z, x0, x1 = marks.stop
-            line = stripe(self.x, x0, x1, self.across)
-            painted += line * stripe(self.z, z, z + 0.5, self.along)
-        worn = np.clip(0.8 + 0.35 * self.rough, 0.35, 0.95)
+            line = stripe(spots.x, x0, x1, across)
+            painted += line * stripe(spots.z, z, z + 0.5, along)
+        worn = np.clip(0.8 + 0.35 * spots.rough, 0.35, 0.95)
         blend(colors, (226, 226, 220), np.minimum(painted, 1) * worn)
         if self.street.rails is not None and self.street.crossing is not None:
-            self._lay_rails(colors, self.street.rails)
+            self._lay_rails(colors, spots, self.street.rails)
         return colors
 
-    def track(self) -> np.ndarray:
-        factor = 0.92 + 0.1 * self.rough + 0.08 * self.fine
-        factor -= 0.12 * stripe(self.z % 0.6, 0.0, 0.1, self.along)
-        colors = factor[..., None] * _TRACK_BED
+    def track(self, spots: _Spots) -> np.ndarray:
+        factor = 0.92 + 0.1 * spots.rough + 0.08 * spots.fine
+        factor -= 0.12 * stripe(spots.z % 0.6, 0.0, 0.1, spots.along)
+        colors = factor[:, None] * _TRACK_BED
         if self.street.rails is not None:
-            self._lay_rails(colors, self.street.rails)
+            self._lay_rails(colors, spots, self.street.rails)
         return colors
 
-    def _lay_rails(self, colors: np.ndarray, middle: float) -> None:
+    def _lay_rails(self, colors: np.ndarray, spots: _Spots, middle: float) -> None:
         for x in (middle - 0.72, middle + 0.72):
-            groove = stripe(self.x, x - 0.14, x + 0.14, self.across)
+            groove = stripe(spots.x, x - 0.14, x + 0.14, spots.across)
             blend(colors, (58, 54, 52), 0.7 * groove)
-            steel = stripe(self.x, x - 0.04, x + 0.04, self.across)
+            steel = stripe(spots.x, x - 0.04, x + 0.04, spots.across)
             blend(colors, (168, 170, 172), 0.9 * steel)
 
-    def paving(self) -> np.ndarray:
+    def paving(self, spots: _Spots) -> np.ndarray:
         """Slabs, and kerb stones along the road."""
-        across = stripe(self.x % self.slab, 0.0, 0.025, self.across)
-        across *= np.clip(0.03 / self.across, 0, 1)
-        along = stripe(self.z % self.slab, 0.0, 0.03, self.along) * np.clip(0.06 / self.along, 0, 1)
-        slab = np.floor(self.x / self.slab) * 7.13 + np.floor(self.z / self.slab) * 3.71
-        uneven = ((0.618 * slab) % 1 - 0.5) * np.clip(0.5 / self.along, 0, 1)
-        factor = 1 + 0.05 * self.fine + 0.04 * self.rough + 0.06 * uneven
+        x, z = spots.x, spots.z
+        across = stripe(x % self.slab, 0.0, 0.025, spots.across)
+        across *= np.clip(0.03 / spots.across, 0, 1)
+        along = stripe(z % self.slab, 0.0, 0.03, spots.along) * np.clip(0.06 / spots.along, 0, 1)
+        slab = np.floor(x / self.slab) * 7.13 + np.floor(z / self.slab) * 3.71
+        uneven = ((0.618 * slab) % 1 - 0.5) * np.clip(0.5 / spots.along, 0, 1)
+        factor = 1 + 0.05 * spots.fine + 0.04 * spots.rough + 0.06 * uneven
         factor *= 1 - 0.2 * np.maximum(across, along)
-        colors = factor.astype(np.float32)[..., None] * self.colors["paving"]
-        for x in self.street.road:
-            stone = stripe(self.x, x - 0.16, x + 0.16, self.across)
-            blend(colors, (188, 186, 180), stone * (0.75 + 0.15 * self.rough))
+        colors = factor.astype(np.float32)[:, None] * self.colors["paving"]
+        for kerb in self.street.road:
+            stone = stripe(x, kerb - 0.16, kerb + 0.16, spots.across)
+            blend(colors, (188, 186, 180), stone * (0.75 + 0.15 * spots.rough))
         return colors
 
-    def grass(self) -> np.ndarray:
+    def grass(self, spots: _Spots) -> np.ndarray:
         """Meadow with bare patches."""
-        colors = (1 + 0.17 * self.fine + 0.11 * self.rough)[..., None] * self.colors["grass"]
-        blend(colors, (136, 116, 86), np.clip(0.5 * self.wide + 0.25 * self.rough - 0.2, 0, 0.6))
+        rough = spots.rough
+        colors = (1 + 0.17 * spots.fine + 0.11 * rough)[:, None] * self.colors["grass"]
+        blend(colors, (136, 116, 86), np.clip(0.5 * spots.wide + 0.25 * rough - 0.2, 0, 0.6))
         return colors
 
     def _shadows(self, canvas: Canvas) -> np.ndarray:
@@ -210,7 +244,7 @@ class _Ground:
         def darken(corners: list[tuple[float, float]], dark: float) -> None:
             outline = camera.outline([(x, 0.0, z) for x, z in corners])
             if len(outline) >= 3:
-                flat = np.rint((outline - (0, self.top)) / 2).clip(-20000, 20000)
+                flat = np.rint((np.array(outline) - (0, self.top)) / 2).clip(-20000, 20000)
                 draw.polygon(flat.ravel().tolist(), fill=int(255 * (1 - dark)))
 
         sx, sy, sz = light.sun

@@ -33,7 +33,7 @@ def add_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     cloudiness = float(np.clip(1 - canvas.light.strength + rng.uniform(-0.35, 0.35), 0, 1))
     sky = cloudy_sky(canvas.camera, canvas.light, rows, cloudiness, rng)
     corners = np.array([(0, 0), (width - 1, 0), (width - 1, rows - 1), (0, rows - 1)])
-    canvas.add_surface("sky", corners, lambda x0, y0, x1, y1: sky[y0:y1, x0:x1])
+    canvas.add_surface("sky", corners, lambda x, y: sky[y, x])
 
 
 def add_backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -99,22 +99,26 @@ def _add_garden(canvas: Canvas, plot: Plot, outward: int, rng: np.random.Generat
         canvas.add_surface(label, canvas.camera.outline(corners), paint)
 
 
-def _depths(camera: Camera, x: float, x0: int, x1: int) -> np.ndarray:
-    """(W,) depth at which each picture column meets the upright plane at ``x`` along the street."""
-    columns = np.arange(x0, x1, dtype=np.float32) + 0.5 - camera.center_x
-    aside = np.where(columns * x > 0, columns, np.sign(x) * 0.5)
-    return np.clip(x * camera.focal / aside, 0.5, 400).astype(np.float32)
+def _columns(camera: Camera, x: np.ndarray) -> np.ndarray:
+    """(N,) float32 px right of the vanishing point."""
+    return x.astype(np.float32) + 0.5 - camera.center_x
 
 
-def _heights(camera: Camera, pixel: np.ndarray, y0: int, y1: int) -> np.ndarray:
-    """(H, W) metres above the ground on an upright plane; ``pixel`` (W,): a pixel's size there."""
-    rows = np.arange(y0, y1, dtype=np.float32) + 0.5
-    return camera.elevation + (camera.horizon - rows)[:, None] * pixel[None, :]
+def _depths(camera: Camera, plane: float, x: np.ndarray) -> np.ndarray:
+    """(N,) depth at which picture columns meet the upright plane at ``plane`` along the street."""
+    columns = _columns(camera, x)
+    aside = np.where(columns * plane > 0, columns, np.sign(plane) * 0.5)
+    return np.clip(plane * camera.focal / aside, 0.5, 400).astype(np.float32)
+
+
+def _heights(camera: Camera, pixel: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(N,) metres above the ground on an upright plane; ``pixel`` (N,): a pixel's size there."""
+    return camera.elevation + (camera.horizon - (y.astype(np.float32) + 0.5)) * pixel
 
 
 def _fade(canvas: Canvas, rgb: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Add the haze of (W,) depths to (H, W, 3) colours."""
-    share = (1 - np.exp(-depth / canvas.light.visibility)).astype(np.float32)[None, :, None]
+    """Add the haze of (N,) depths to (N, 3) colours."""
+    share = (1 - np.exp(-depth / canvas.light.visibility)).astype(np.float32)[:, None]
     return rgb + share * (np.array(canvas.light.haze, dtype=np.float32) - rgb)
 
 
@@ -126,31 +130,32 @@ def _wall(
     normal = (0.0, 0.0, -1.0) if along is None else (-float(np.sign(along)), 0.0, 0.0)
     bright = np.float32(light.on_face(normal))
 
-    def paint(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if along is not None:
-            depth = place = _depths(camera, along, x0, x1)
+            depth = place = _depths(camera, along, x)
         else:
-            columns = np.arange(x0, x1, dtype=np.float32) + 0.5 - camera.center_x
+            columns = _columns(camera, x)
             depth, place = np.full_like(columns, across), columns * across / camera.focal
         pixel = depth / np.float32(camera.focal)
-        up = _heights(camera, pixel, y0, y1)
+        up = _heights(camera, pixel, y)
         rgb = facade(style, place, up, pixel, light, canvas.smooth) * bright
         return _fade(canvas, rgb, depth)
 
     return paint
 
 
-def _barrier(canvas: Canvas, label: str, x: float, top: float, color: Color) -> Paint:
-    """Paint of a garden wall or fence along the street at ``x``."""
+def _barrier(canvas: Canvas, label: str, plane: float, top: float, color: Color) -> Paint:
+    """Paint of a garden wall or fence along the street at x = ``plane``."""
     camera = canvas.camera
-    tint = np.array(color, dtype=np.float32) * canvas.light.on_face((-float(np.sign(x)), 0.0, 0.0))
+    normal = (-float(np.sign(plane)), 0.0, 0.0)
+    tint = np.array(color, dtype=np.float32) * canvas.light.on_face(normal)
     texture = masonry if label == "wall" else boards
 
-    def paint(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        depth = _depths(camera, x, x0, x1)
+    def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        depth = _depths(camera, plane, x)
         pixel = depth / np.float32(camera.focal)
-        factor = texture(depth, _heights(camera, pixel, y0, y1), pixel, top, canvas.smooth)
-        return _fade(canvas, (factor[..., None] * tint).astype(np.float32), depth)
+        factor = texture(depth, _heights(camera, pixel, y), pixel, top, canvas.smooth)
+        return _fade(canvas, (factor[:, None] * tint).astype(np.float32), depth)
 
     return paint
 
@@ -163,12 +168,11 @@ def _plain(
     haze = np.array(canvas.light.haze, dtype=np.float32)
     thick = max(1, canvas.camera.height // 180)
 
-    def paint(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        rows, columns = np.arange(y0, y1), np.arange(x0, x1)
-        factor = 1 + contrast * canvas.grain[(rows % TILE)[:, None], columns % TILE]
+    def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        factor = 1 + contrast * canvas.grain[y % TILE, x % TILE]
         if courses:
-            factor -= 0.06 * ((rows // thick) % 2)[:, None]
-        rgb = (factor[..., None] * color).astype(np.float32)
+            factor -= 0.06 * ((y // thick) % 2)
+        rgb = (factor[:, None] * color).astype(np.float32)
         return rgb + share * (haze - rgb)
 
     return paint

@@ -70,13 +70,15 @@ def _add_frame(canvas: Canvas, rng: np.random.Generator) -> None:
     color = np.array(pick(rng, _HOODS), dtype=np.float32)
     sky = np.array(canvas.light.haze, dtype=np.float32)
 
-    def hood(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        down = np.linspace(0.34, 0.04, y1 - y0, dtype=np.float32)[:, None, None]
-        across = 0.75 + 0.25 * np.cos(np.linspace(-3, 3, x1 - x0, dtype=np.float32))[:, None]
-        return color + down * across * (sky - color)
+    top = round(rim[:, 1].min())
+    down = np.linspace(0.34, 0.04, height - top, dtype=np.float32)
+    across = 0.75 + 0.25 * np.cos(np.linspace(-3, 3, width, dtype=np.float32))
 
-    def black(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        return np.full((y1 - y0, x1 - x0, 3), 4.0, dtype=np.float32)
+    def hood(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return color + (down[y - top] * across[x])[:, None] * (sky - color)
+
+    def black(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.full((len(x), 3), 4.0, dtype=np.float32)
 
     corners = np.array([(width - 1, height - 1), (0, height - 1)])
     canvas.add_surface("ego vehicle", np.concatenate([rim, corners]), hood)

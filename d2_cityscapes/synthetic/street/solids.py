@@ -7,10 +7,8 @@ the footprint stands at world (x, z). ``yaw`` 0 heads away from the camera, pi t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from d2_cityscapes.synthetic.street.camera import NEAR, Camera, Light, convex_hull
 from d2_cityscapes.synthetic.street.colors import Color, mix
@@ -23,6 +21,7 @@ Flat = tuple[float, float]  # along, up (m)
 
 RED, LAMP, PLATE = (206, 34, 34), (250, 248, 232), (228, 228, 222)
 _TYRE, _RIM, _HUB = (26, 26, 28), (150, 152, 156), (92, 94, 98)
+_CIRCLE: list[tuple[float, float]] = unit_circle(14).tolist()
 
 
 @dataclass
@@ -75,14 +74,13 @@ class Solid:
         width that is left at a height."""
         self._half = lambda up: width / 2 * taper(up)
 
-        def corner(p: Flat, side: int) -> Point:
-            return p[0], side * self._half(p[1]), p[1]
-
-        self.sides = [Face([corner(p, side) for p in profile], color) for side in (-1, 1)]
-        following = [*profile[1:], profile[0]]
+        halves = [self._half(up) for _, up in profile]
+        left: list[Point] = [(p[0], -half, p[1]) for p, half in zip(profile, halves, strict=True)]
+        right: list[Point] = [(p[0], half, p[1]) for p, half in zip(profile, halves, strict=True)]
+        self.sides = [Face(left, color), Face(right, color)]
         self.strips = [
-            Face([corner(p, -1), corner(p, 1), corner(q, 1), corner(q, -1)], color)
-            for p, q in zip(profile, following, strict=True)
+            Face([left[i - 1], right[i - 1], right[i], left[i]], color)
+            for i in [*range(1, len(profile)), 0]
         ]
         count = len(profile)
         self.center = (sum(p[0] for p in profile) / count, 0.0, sum(p[1] for p in profile) / count)
@@ -124,46 +122,53 @@ def box(rear: float, front: float, low: float, high: float) -> list[Flat]:
 
 
 class _Pose:
-    """Turns local points into world points."""
+    """Turns local points into world points (x, y, z)."""
 
     def __init__(self, camera: Camera, x: float, z: float, yaw: float) -> None:
-        sin, cos = math.sin(yaw), math.cos(yaw)
-        self.turn = np.array([[sin, 0.0, cos], [cos, 0.0, -sin], [0.0, 1.0, 0.0]])
-        self.origin = np.array([x, 0.0, z])
-        self.eye = np.array([0.0, camera.elevation, 0.0])
+        self.x, self.z = x, z
+        self.sin, self.cos = math.sin(yaw), math.cos(yaw)
+        self.eye = camera.elevation  # above x = z = 0
 
-    def world(self, points: Sequence[Point] | np.ndarray) -> np.ndarray:
-        return np.asarray(points) @ self.turn + self.origin
+    def world(self, points: Iterable[Point]) -> list[Point]:
+        sin, cos, x0, z0 = self.sin, self.cos, self.x, self.z
+        return [
+            (along * sin + across * cos + x0, up, along * cos - across * sin + z0)
+            for along, across, up in points
+        ]
 
     def distance(self, point: Point) -> float:
-        away = self.world([point])[0] - self.eye
-        return float(away @ away)
+        """Of a world point from the camera, squared."""
+        x, y, z = point
+        return x * x + (y - self.eye) ** 2 + z * z
 
 
 def paint_model(
     model: Model, camera: Camera, light: Light, x: float, z: float, yaw: float
-) -> tuple[Drawing, np.ndarray]:
+) -> tuple[Drawing, list[tuple[float, float]]]:
     """Draw a vehicle at (x, z).
 
-    Also returns the outline (M, 2) px of its rear number plate, M = 0 where it cannot be seen.
+    Also returns the outline (x, y) px of its rear number plate, empty where it cannot be seen.
     """
     drawing = Drawing(mix(model.color, (20, 20, 20), 0.5), relief=0.18, grain=0.02)
     pose = _Pose(camera, x, z, yaw)
-    plate = np.zeros((0, 2))
+    plate: list[tuple[float, float]] = []
     _paint_wheels(drawing, model, camera, pose, near=False)
     chassis = [s for s in model.solids if s.center[2] < 0.75]  # first: the rest stands on it
     bodies = [s for s in model.solids if s.center[2] >= 0.75]
-    for solid in chassis + sorted(bodies, key=lambda s: -pose.distance(s.center)):
-        middle = pose.world([solid.center])[0]
-        seen: list[tuple[float, int, Face, np.ndarray, np.ndarray]] = []
+    bodies.sort(key=lambda s: -pose.distance(*pose.world([s.center])))
+    for solid in chassis + bodies:
+        (middle,) = pose.world([solid.center])
+        seen: list[tuple[float, int, Face, list[Point], Point]] = []
         for face in solid.sides + solid.strips:
             points = pose.world(face.points)
-            normal, heart = _normal(points, middle), points.mean(axis=0)
-            away = heart - pose.eye
-            if normal is not None and normal @ away < 0:
-                seen.append((-float(away @ away), len(seen), face, points, normal))
+            heart = _mean(points)
+            normal = _normal(points, heart, middle)
+            if normal is None:
+                continue
+            if normal[0] * heart[0] + normal[1] * (heart[1] - pose.eye) + normal[2] * heart[2] < 0:
+                seen.append((-pose.distance(heart), len(seen), face, points, normal))
         for _, _, face, points, normal in sorted(seen):
-            bright = light.on_face(normal.tolist())
+            bright = light.on_face(normal)
             drawing.add(camera.outline(points), [c * bright for c in face.color])
             for mark, color in face.marks:
                 outline = camera.outline(pose.world(mark))
@@ -175,38 +180,46 @@ def paint_model(
     return drawing, plate
 
 
-def _normal(points: np.ndarray, middle: np.ndarray) -> np.ndarray | None:
+def _mean(points: Sequence[Point]) -> Point:
+    xs, ys, zs = zip(*points, strict=True)
+    return sum(xs) / len(xs), sum(ys) / len(ys), sum(zs) / len(zs)
+
+
+def _normal(points: Sequence[Point], heart: Point, middle: Point) -> Point | None:
     """Mean unit normal of a face, away from the solid's middle; None for a face without area."""
-    corners = points - points[0]
-    x, y, z = corners.T
-    u, v, w = np.concatenate([corners[1:], corners[:1]]).T
-    normal = np.array([y @ w - z @ v, z @ u - x @ w, x @ v - y @ u])  # Newell
-    length = math.sqrt(float(normal @ normal))
+    x0, y0, z0 = points[0]
+    nx = ny = nz = x = y = z = 0.0
+    for p in [*points[1:], points[0]]:
+        u, v, w = p[0] - x0, p[1] - y0, p[2] - z0
+        nx, ny, nz = nx + (y * w - z * v), ny + (z * u - x * w), nz + (x * v - y * u)  # Newell
+        x, y, z = u, v, w
+    length = math.sqrt(nx * nx + ny * ny + nz * nz)
     if length < 1e-9:
         return None
-    outward = float(normal @ (points.mean(axis=0) - middle))
-    return normal / (length if outward > 0 else -length)
+    (hx, hy, hz), (mx, my, mz) = heart, middle
+    if nx * (hx - mx) + ny * (hy - my) + nz * (hz - mz) <= 0:
+        length = -length
+    return nx / length, ny / length, nz / length
 
 
 def _paint_wheels(
     drawing: Drawing, model: Model, camera: Camera, pose: _Pose, *, near: bool
 ) -> None:
     """Before the body all tyres; after it (``near``) once more those on the side that faces us."""
-    circle = unit_circle(14)
     for along, radius in model.wheels:
         for side in (-1, 1):
             outer = side * (model.width / 2 - 0.01)
-            hub = pose.world([(along, outer, radius)])[0]
-            faces_us = float((pose.eye - hub) @ (side * pose.turn[1])) > 0
+            (hub,) = pose.world([(along, outer, radius)])
+            faces_us = side * (hub[2] * pose.sin - hub[0] * pose.cos) > 0
             if hub[2] - 1.1 * radius < NEAR or (near and not faces_us):
                 continue
 
             def disc(
                 across: float, share: float, along: float = along, r: float = radius
-            ) -> np.ndarray:
-                flat = circle * (r * share) + (along, r)
-                points = np.stack([flat[:, 0], np.full(14, across), flat[:, 1]], axis=1)
-                return camera.project(pose.world(points))
+            ) -> list[tuple[float, float]]:
+                size = r * share
+                rim = [(x * size + along, across, y * size + r) for x, y in _CIRCLE]
+                return camera.project(pose.world(rim))
 
             tyre = disc(outer, 1.0)
             if near:
@@ -214,5 +227,4 @@ def _paint_wheels(
                 drawing.add(disc(outer, 0.62), _RIM)
                 drawing.add(disc(outer, 0.3), _HUB)
             else:
-                inner = disc(outer - side * 0.23, 1.0)
-                drawing.add(convex_hull(np.concatenate([tyre, inner]).tolist()), _TYRE)
+                drawing.add(convex_hull(tyre + disc(outer - side * 0.23, 1.0)), _TYRE)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -20,6 +21,7 @@ from d2_cityscapes.synthetic.street.colors import Color
 
 __all__ = [
     "Drawing",
+    "Points",
     "Sprite",
     "as_polygon",
     "capsule",
@@ -35,6 +37,14 @@ Polygon = list[tuple[int, int]]
 
 _SOLID = 100  # coverage (0..255) from which a pixel belongs to an object
 _STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))  # clockwise
+# bit k of a pixel's neighbours: _STEPS[k]; [search][neighbours] -> the first of them from search on
+_NEXT_STEP = [
+    bytes(next((s & 7 for s in range(search, search + 8) if found >> (s & 7) & 1), 8)
+          for found in range(256))
+    for search in range(8)
+]  # fmt: skip
+_TURNS = [math.pi * (start + step / 4) for start in (-0.5, 0.5) for step in range(5)]
+_FEW = 48  # points: so many are looked at one by one sooner than as an array
 
 
 @functools.cache
@@ -54,11 +64,9 @@ def capsule(
 ) -> list[tuple[float, float]]:
     """Outline of a stroke from ``p`` to ``q`` with round ends."""
     heading = math.atan2(q[1] - p[1], q[0] - p[0])
-    points = []
-    for (x, y), width, start in ((q, width_q, -0.5), (p, width_p, 0.5)):
-        for step in range(5):
-            angle = heading + math.pi * (start + step / 4)
-            points.append((x + width / 2 * math.cos(angle), y + width / 2 * math.sin(angle)))
+    cos, sin, points = math.cos, math.sin, []
+    for (x, y), radius, turns in ((q, width_q / 2, _TURNS[:5]), (p, width_p / 2, _TURNS[5:])):
+        points += [(x + radius * cos(heading + t), y + radius * sin(heading + t)) for t in turns]
     return points
 
 
@@ -101,19 +109,17 @@ def _trace_topmost(mask: np.ndarray) -> np.ndarray:
     No part lies above or left of that pixel, so it is on an outer rim, never on that of a hole.
     """
     height, width = mask.shape
-    stride = width + 2
-    padded = np.zeros((height + 2, stride), dtype=np.uint8)
+    padded = np.zeros((height + 2, width + 2), dtype=np.uint8)
     padded[1:-1, 1:-1] = mask
-    cells = padded.tobytes()
-    offsets = [dx + dy * stride for dx, dy in _STEPS]
-    start = cells.index(1)
+    around = np.zeros((height, width), dtype=np.uint8)
+    for bit, (dx, dy) in enumerate(_STEPS):
+        around |= padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] << bit
+    neighbours, offsets = around.tobytes(), [dx + dy * width for dx, dy in _STEPS]
+    start = int(mask.argmax())
     position, search, first, found = start, 0, -1, []
     while True:
-        for turn in range(8):
-            step = (search + turn) & 7
-            if cells[position + offsets[step]]:
-                break
-        else:
+        step = _NEXT_STEP[search][neighbours[position]]
+        if step == 8:  # a single pixel
             found.append(position)
             break
         if position == start:
@@ -124,8 +130,8 @@ def _trace_topmost(mask: np.ndarray) -> np.ndarray:
         found.append(position)
         position += offsets[step]
         search = (step + 6 - (step & 1)) & 7
-    flat = np.array(found)
-    return np.stack([flat % stride - 1, flat // stride - 1], axis=1)
+    rows, columns = np.divmod(np.array(found), width)
+    return np.stack([columns, rows], axis=1)
 
 
 def simplify(outline: np.ndarray, tolerance: float) -> np.ndarray:
@@ -133,30 +139,37 @@ def simplify(outline: np.ndarray, tolerance: float) -> np.ndarray:
     n = len(outline)
     if n <= 4:
         return outline
-    points = np.concatenate([outline, outline[:1]]).astype(np.float64)
-    keep = np.zeros(n + 1, dtype=bool)
-    far = int(np.argmax(((points - points[0]) ** 2).sum(axis=1)))
-    keep[[0, far, n]] = True
-    pending = [(0, far), (far, n)]
+    closed = np.concatenate([outline, outline[:1]]).astype(np.float64)
+    xs, ys = closed[:, 0], closed[:, 1]
+    far = int(np.argmax((xs - xs[0]) ** 2 + (ys - ys[0]) ** 2))
+    x_list, y_list = xs.tolist(), ys.tolist()
+    kept, pending = {0, far}, [(0, far), (far, n)]
     while pending:
         a, b = pending.pop()
         if b - a < 2:
             continue
-        (ax, ay), (bx, by) = points[a], points[b]
-        between = points[a + 1 : b]
-        length = math.hypot(bx - ax, by - ay)
-        if length > 0:
-            away = (
-                np.abs((between[:, 0] - ax) * (by - ay) - (between[:, 1] - ay) * (bx - ax)) / length
-            )
+        ax, ay = x_list[a], y_list[a]
+        dx, dy = x_list[b] - ax, y_list[b] - ay
+        length = math.hypot(dx, dy)
+        if length == 0:
+            away = np.hypot(xs[a + 1 : b] - ax, ys[a + 1 : b] - ay)
+            worst, distance = int(np.argmax(away)), float(away.max())
+        elif b - a > _FEW:
+            doubled = np.abs((xs[a + 1 : b] - ax) * dy - (ys[a + 1 : b] - ay) * dx)
+            worst = int(np.argmax(doubled))
+            distance = float(doubled[worst]) / length
         else:
-            away = np.hypot(between[:, 0] - ax, between[:, 1] - ay)
-        worst = int(np.argmax(away))
-        if away[worst] > tolerance:
+            doubled = [
+                abs((x - ax) * dy - (y - ay) * dx)
+                for x, y in zip(x_list[a + 1 : b], y_list[a + 1 : b], strict=True)
+            ]
+            worst = doubled.index(most := max(doubled))
+            distance = most / length
+        if distance > tolerance:
             middle = a + 1 + worst
-            keep[middle] = True
+            kept.add(middle)
             pending += [(a, middle), (middle, b)]
-    return points[:-1][keep[:-1]].astype(outline.dtype)
+    return outline[sorted(kept)]
 
 
 @dataclass(frozen=True)
@@ -165,20 +178,29 @@ class Sprite:
 
     Attributes:
         x, y: upper left corner in the picture, px.
-        rgb: (h, w, 3) float32, 0..255.
         cover: (h, w) float32, 0..1: how much of each pixel the object hides.
         polygon: integer outline in picture coordinates, inside the frame.
+        colors: gives `rgb`; few sprites are seen, and only those are coloured.
     """
 
     x: int
     y: int
-    rgb: np.ndarray
     cover: np.ndarray
     polygon: Polygon
+    colors: Callable[[], np.ndarray]
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """(h, w, 3) float32, 0..255."""
+        return self.colors()
 
 
 class Drawing:
-    """A list of flat coloured parts in picture coordinates (px), painted in order."""
+    """A list of flat coloured parts in picture coordinates (px), painted in order.
+
+    Attributes:
+        parts: (points (x, y), RGBA 0..255) of each.
+    """
 
     def __init__(self, base: Color, *, relief: float = 0.0, grain: float = 0.0) -> None:
         """``base`` shows where parts leave gaps inside the outline; ``relief`` (0..1) rounds the
@@ -186,17 +208,39 @@ class Drawing:
         self.base = base
         self.relief = relief
         self.grain = grain
-        self.parts: list[tuple[np.ndarray, tuple[int, int, int, int]]] = []
+        self.parts: list[tuple[Points, tuple[int, int, int, int]]] = []
+        self._flat: np.ndarray | None = None
 
     def add(self, points: Points, color: Sequence[float], alpha: int = 255) -> None:
         """Append a filled polygon; ``alpha`` below 255 lets the background show through."""
-        flat = np.asarray(points, dtype=np.float64)
-        if len(flat) >= 3:
-            r, g, b = (min(255, max(0, int(c))) for c in color)
-            self.parts.append((flat, (r, g, b, alpha)))
+        if len(points) >= 3:
+            r, g, b = color
+            self.parts.append((points, (_byte(r), _byte(g), _byte(b), alpha)))
+            self._flat = None
 
     def extend(self, other: Drawing) -> None:
         self.parts += other.parts
+        self._flat = None
+
+    def box(self, frame: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """Part x0, y0, x1, y1 (half-open, px) of the (W, H) frame that holds all of it, if any."""
+        if not self.parts:
+            return None
+        xs, ys = self._corners().T
+        x0, y0 = max(0, math.floor(xs.min()) - 1), max(0, math.floor(ys.min()) - 1)
+        x1, y1 = min(frame[0], math.ceil(xs.max()) + 2), min(frame[1], math.ceil(ys.max()) + 2)
+        return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+    def _corners(self) -> np.ndarray:
+        """(N, 2) corners of all parts."""
+        if self._flat is None:
+            flat: list[float] = []
+            for points, _ in self.parts:
+                flat += (
+                    points.ravel().tolist() if isinstance(points, np.ndarray) else chain(*points)
+                )
+            self._flat = np.array(flat).reshape(-1, 2)
+        return self._flat
 
     def render(
         self, frame: tuple[int, int], light: Light, z: float, texture: np.ndarray
@@ -207,42 +251,45 @@ class Drawing:
             light: for the shading of `relief`, and the haze at depth ``z`` (m).
             texture: (T, T) float32 noise around 0, for `grain`.
         """
-        if not self.parts:
+        box = self.box(frame)
+        if box is None:
             return None
-        points = np.concatenate([p for p, _ in self.parts])
-        lower, upper = points.min(axis=0), points.max(axis=0)
-        x0, y0 = (max(0, math.floor(c) - 1) for c in lower)
-        x1, y1 = (min(limit, math.ceil(c) + 2) for c, limit in zip(upper, frame, strict=True))
+        x0, y0, x1, y1 = box
         width, height = x1 - x0, y1 - y0
-        if width <= 0 or height <= 0:
-            return None
         fine = min(5, max(2, math.ceil(120 / max(width, height))))
-        image = Image.new("RGBA", (width * fine, height * fine), (*map(int, self.base), 0))
+        # four plain channels: RGBA would be weighted by its last one when reduced
+        image = Image.new("CMYK", (width * fine, height * fine), (*map(int, self.base), 0))
         draw = ImageDraw.Draw(image)
-        shifted = np.rint((points - (x0, y0)) * fine).clip(-30000, 30000).ravel().tolist()
+        shifted = np.rint((self._corners() - (x0, y0)) * fine).clip(-30000, 30000).ravel().tolist()
         at = 0
-        for part, color in self.parts:
-            draw.polygon(shifted[at : at + 2 * len(part)], fill=color)
-            at += 2 * len(part)
-        alpha = image.getchannel("A").reduce(fine)
-        outline = trace_outline(np.asarray(alpha) >= _SOLID)
+        for points, color in self.parts:
+            draw.polygon(shifted[at : at + 2 * len(points)], fill=color)
+            at += 2 * len(points)
+        pixels = np.asarray(image.reduce(fine))
+        alpha = pixels[..., 3]
+        outline = trace_outline(alpha >= _SOLID)
         if len(outline) == 0:
             return None
         tolerance = 0.6 if max(width, height) < 200 else 0.9
         polygon = as_polygon(simplify(outline, tolerance) + np.array((x0, y0)))
-        rgb = np.asarray(image.convert("RGB").reduce(fine)).astype(np.float32)
-        rgb *= self._shading(alpha, light, texture)[..., None]
-        share = np.float32(light.haze_share(z))
-        rgb += share * (np.array(light.haze, dtype=np.float32) - rgb)
-        return Sprite(x0, y0, rgb, np.asarray(alpha).astype(np.float32) / 255, polygon)
 
-    def _shading(self, alpha: Image.Image, light: Light, texture: np.ndarray) -> np.ndarray:
+        def colors() -> np.ndarray:
+            rgb = pixels[..., :3].astype(np.float32)
+            rgb *= self._shading(alpha, light, texture)[..., None]
+            share = np.float32(light.haze_share(z))
+            rgb += share * (np.array(light.haze, dtype=np.float32) - rgb)
+            return rgb
+
+        return Sprite(x0, y0, alpha.astype(np.float32) / 255, polygon, colors)
+
+    def _shading(self, alpha: np.ndarray, light: Light, texture: np.ndarray) -> np.ndarray:
         """(h, w) factors: rim darker than the middle, sunny side brighter, plus surface texture."""
-        width, height = alpha.size
+        height, width = alpha.shape
         shade = np.ones((height, width), dtype=np.float32)
         if self.relief > 0:
             radius = max(1.0, min(width, height) / 7)
-            soft = np.asarray(alpha.filter(ImageFilter.BoxBlur(radius))).astype(np.float32) / 255
+            blurred = Image.fromarray(alpha).filter(ImageFilter.BoxBlur(radius))
+            soft = np.asarray(blurred).astype(np.float32) / 255
             slope = np.zeros_like(soft)
             slope[:, 1:-1] = (soft[:, 2:] - soft[:, :-2]) * radius
             sideways = -light.sun[0] * (0.3 + 0.7 * light.strength)
@@ -253,3 +300,7 @@ class Drawing:
             rows, columns = np.arange(height) % size, np.arange(width) % size
             shade *= 1 + self.grain * texture[rows[:, None], columns]
         return shade.astype(np.float32)
+
+
+def _byte(value: float) -> int:
+    return 0 if value < 0 else 255 if value > 255 else int(value)

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from d2_cityscapes.synthetic.street.camera import Camera, Light
-from d2_cityscapes.synthetic.street.sprites import Drawing
+from d2_cityscapes.synthetic.street.sprites import Drawing, Points
 
 __all__ = ["LANE", "Part", "Plot", "Prop", "Side", "Street", "back_to_front", "sample_street"]
 
 LANE = 3.3  # m
 _STREET_END = 200.0  # m
 
-Part = tuple[str, "Drawing | np.ndarray"]
-"""Label of one polygon of the truth, and its drawing or its bare outline (N, 2) px."""
+Part = tuple[str, Drawing | Points]
+"""Label of one polygon of the truth, and its drawing or its bare outline (x, y) px."""
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """Noise, stripes, sky and simple walls, as arrays.
 
-H, W are rows and columns of the painted box. On upright planes `along` (W,) is the place along the
-plane of every column and `pixel` (W,) the size of a pixel there, `up` (H, W) the height above the
-ground, in metres.
+N pixels are painted. On upright planes `along` (N,) is the place along the plane, `up` (N,) the
+height above the ground and `pixel` (N,) the size of a pixel there, in metres.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ def noise_tile(rng: np.random.Generator, *cells: int, fine: float = 0.0) -> np.n
 def sample_plane(
     tile: np.ndarray, along: np.ndarray, up: np.ndarray, per_metre: float
 ) -> np.ndarray:
-    """(H, W) values of a repeating texture on an upright plane."""
+    """(N,) values of a repeating texture on an upright plane."""
     rows = (np.abs(up) * per_metre).astype(np.int32) % TILE
     columns = (np.abs(along) * per_metre).astype(np.int32) % TILE
-    return tile[rows, columns[None, :]]
+    return tile[rows, columns]
 
 
 def stripe(position: np.ndarray, low: float, high: float, pixel: np.ndarray | float) -> np.ndarray:
@@ -62,14 +61,13 @@ def stripe(position: np.ndarray, low: float, high: float, pixel: np.ndarray | fl
 
 
 def blend(target: np.ndarray, color: np.ndarray | Sequence[float], share: np.ndarray) -> None:
-    """Mix a colour or (H, W, 3) colours into a (H, W, 3) array in place by shares (H, W)."""
+    """Mix a colour or (..., 3) colours into a (..., 3) array in place by shares (...)."""
     colors = np.asarray(color, dtype=np.float32)
-    touched = np.flatnonzero(share.any(axis=1))
-    if len(touched):  # most marks cover few rows
-        rows = slice(touched[0], touched[-1] + 1)
-        if colors.ndim == 3:
-            colors = colors[rows]
-        target[rows] += share[rows, :, None] * (colors - target[rows])
+    touched = np.nonzero(share)  # most marks cover little
+    if colors.ndim > 1:
+        colors = colors[touched]
+    before = target[touched]
+    target[touched] = before + share[touched][:, None] * (colors - before)
 
 
 def cloudy_sky(
@@ -101,10 +99,10 @@ def cloudy_sky(
 def masonry(
     along: np.ndarray, up: np.ndarray, pixel: np.ndarray, top: float, tile: np.ndarray
 ) -> np.ndarray:
-    """(H, W) brightness of a stone wall ``top`` metres high; ``tile`` is a noise texture."""
+    """(N,) brightness of a stone wall ``top`` metres high; ``tile`` is a noise texture."""
     near = np.clip(1.2 - pixel * 22, 0, 1)
     course = np.floor(up / 0.26)
-    joint = (up - 0.26 * course < 0.035) | ((along[None, :] + 0.3 * (course % 2)) % 0.6 < 0.04)
+    joint = (up - 0.26 * course < 0.035) | ((along + 0.3 * (course % 2)) % 0.6 < 0.04)
     factor = 1 + 0.06 * sample_plane(tile, along, up, 40) - 0.18 * joint * near
     return factor * np.where(up > top - 0.16, 1.14, 1.0)
 
@@ -112,10 +110,10 @@ def masonry(
 def boards(
     along: np.ndarray, up: np.ndarray, pixel: np.ndarray, top: float, tile: np.ndarray
 ) -> np.ndarray:
-    """(H, W) brightness of a fence of slats, rails and posts, ``top`` metres high."""
+    """(N,) brightness of a fence of slats, rails and posts, ``top`` metres high."""
     near = np.clip(1.2 - pixel * 22, 0, 1)
     rails = (np.abs(up - 0.3) < 0.06) | (np.abs(up - top + 0.25) < 0.06)
-    post = (along % 2.4 < 0.14)[None, :]
-    solid = np.where((along % 0.22 < 0.12)[None, :] | rails | post, 1.0, 0.45)
+    post = along % 2.4 < 0.14
+    solid = np.where((along % 0.22 < 0.12) | rails | post, 1.0, 0.45)
     factor = (1 + 0.04 * sample_plane(tile, along, up, 40)) * (solid * near + 0.8 * (1 - near))
     return factor * np.where(post, 0.85, 1.0)

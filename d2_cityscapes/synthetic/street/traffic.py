@@ -75,7 +75,7 @@ class _Placer:
             return False
         drawing, plate = paint_model(model, self.camera, self.light, x, z, yaw)
         parts: list[Part] = [(label, drawing)]
-        if len(plate) >= 3 and np.ptp(plate[:, 1]) >= _PLATE_HEIGHT:
+        if len(plate) >= 3 and np.ptp([y for _, y in plate]) >= _PLATE_HEIGHT:
             parts.append(("license plate", plate))
         self.add(parts, x, z, (half_x, half_z), model.height)
         return True
