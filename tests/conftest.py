@@ -22,8 +22,13 @@ import numpy as np
 import pytest
 import real_gpu
 from fake_cuda import FakeCuda
+from hypothesis import settings
 
 from d2_cityscapes.shards.writer import write_shards
+
+# A busy machine is no failure. Hypothesis' own limit is 200 ms an example.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
