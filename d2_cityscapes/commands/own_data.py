@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,11 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
             parser.error(f"--{name} is for --coco-json")
     if args.classes and args.stuff:
         parser.error("--stuff is for classes of the file; --classes FILE says which are stuff")
+    if args.labelme and args.output.resolve().is_relative_to(args.labelme.resolve()):
+        parser.error(
+            f"--output {args.output}: lies in the folder of --labelme, whose JSON files are all "
+            "read; name a place beside it"
+        )
     if not _FOLDER.fullmatch(args.output.name):
         parser.error(
             f"--output {args.output}: call the folder NAME{_SUFFIX}, by which training finds it"
@@ -114,7 +120,7 @@ def next_steps(output: Path, table: LabelTable) -> str:
             "",
             f"To train on them ({kind}; {quick} only shows the way, {config} is for good):",
             "",
-            f"  export DETECTRON2_DATASETS={output.absolute().parent}",
+            f"  export DETECTRON2_DATASETS={shlex.quote(str(output.absolute().parent))}",
             f"  d2c train --config-file {quick} " + " \\\n      ".join(overrides),
         ]
     )

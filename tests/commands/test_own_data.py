@@ -151,6 +151,7 @@ def test_labelme_with_workers(pack, tmp_path: Path) -> None:
         (["--labelme", "in", "--split", "../x"], "--split takes one name here"),
         (["--labelme", "in", "--split", "train", "--val-share", "0.1"], "do not go together"),
         (["--labelme", "in", "--output", "out"], "--output out: call the folder NAME_shards"),
+        (["--labelme", "."], "--output a_shards: lies in the folder of --labelme"),
         (["--cityscapes", "in", "--stuff", "road"], "--stuff is for --coco-json and --labelme"),
         (["--idd", "in", "--val-share", "0.1"], "--val-share is for --coco-json and --labelme"),
         (["--labelme", "in", "--cities", "bochum"], "--cities is for --cityscapes"),
@@ -166,7 +167,7 @@ def test_arguments_that_do_not_go_together(pack, options, message: str) -> None:
     [
         (["--labelme", "nowhere"], "nowhere: no *.json; expected labelme's files"),
         (["--coco-json", "nowhere.json", "--images", "."], "nowhere.json: missing"),
-        (["--labelme", ".", "--classes", "no.yaml"], "no.yaml: no such file, and none of the"),
+        (["--labelme", "in", "--classes", "no.yaml"], "no.yaml: no such file, and none of the"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_there(pack, tmp_path: Path, options, message: str) -> None:
