@@ -27,6 +27,8 @@ def replacements(gpu: FakeCuda) -> Iterator[tuple[Any, str, Any]]:
         yield torch.cuda, name, value
         yield torch.cuda.random, name, value
     yield torch.cuda, "default_generators", (torch.Generator(),)
+    if not hasattr(torch, "accelerator"):  # before PyTorch 2.6
+        return
     yield torch.accelerator, "is_available", lambda: True
     yield torch.accelerator, "current_accelerator", lambda *a, **k: torch.device("cuda")
     yield torch.accelerator, "device_count", lambda: 1
