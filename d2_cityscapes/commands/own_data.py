@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2_cityscapes.errors import first_few
+from d2_cityscapes.errors import D2CityscapesError, first_few
 
 if TYPE_CHECKING:
     from d2_cityscapes.labels import LabelTable
@@ -75,8 +75,14 @@ def find_own(args: argparse.Namespace) -> tuple[dict[str, list[ObjectSource]], L
         found = read_coco_instances(args.coco_json, args.images, boxes=args.boxes, crowd=args.crowd)
     else:
         found = read_labelme(args.labelme, workers=args.workers, progress=True)
-    if table is None or args.stuff:
-        table = found.table(args.output.name.removesuffix(_SUFFIX), stuff=args.stuff or ())
+    stuff = args.stuff or ()
+    if table is None:
+        table = found.table(args.output.name.removesuffix(_SUFFIX), stuff=stuff)
+    elif other := set(stuff) - {c.name for c in table.stuff}:
+        raise D2CityscapesError(
+            f"{args.output}: {first_few(sorted(other), 4)} of --stuff is no stuff in the classes "
+            "of this folder, which all its splits share; name another folder, or leave it out"
+        )
     sources = found.splits(
         table,
         split=args.splits[0] if args.splits else None,

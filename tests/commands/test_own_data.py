@@ -85,7 +85,7 @@ def test_a_folder_keeps_its_classes(pack, coco, tmp_path: Path) -> None:
     table = folder_table(output)
     # other ids, another order, a class less: names count
     fewer = change(coco, categories=[{"id": 1, "name": "quay"}, {"id": 7, "name": "ship"}])
-    code, out, err = pack(*fewer, "--output", output, "--split", "val")
+    code, out, err = pack(*fewer, "--output", output, "--split", "val", "--stuff", "quay")
     assert code == 0 and "a_shards_val" in out, err
     assert folder_table(output) == table
     found = ShardReader(output, split="val", table=table)
@@ -100,6 +100,9 @@ def test_a_folder_keeps_its_classes(pack, coco, tmp_path: Path) -> None:
     code, _, err = pack(*coco, "--output", output, "--split", "test", *classes)
     assert code == 1 and "holds shards of the label table a, not classes; name another" in err
     code, _, err = pack(*coco, "--output", output, "--split", "test", "--stuff", "ship")
+    assert code == 1 and "ship of --stuff is no stuff in the classes of this folder" in err
+    (tmp_path / "classes.yaml").write_text("name: a\nclasses: [{name: ship}, {name: quay}]")
+    code, _, err = pack(*coco, "--output", output, "--split", "test", *classes)
     assert code == 1 and "holds shards of the label table a, with other classes than those" in err
 
 
