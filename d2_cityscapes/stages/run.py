@@ -32,6 +32,7 @@ from d2_cityscapes.stages.changes import (
     write_first_weights,
 )
 from d2_cityscapes.stages.process import train_in_fresh_process
+from d2_cityscapes.stages.progress import StageProgress
 
 __all__ = ["STAGES", "Stage", "StageError", "plan_stages", "run_stages", "stage_results", "summary"]
 
@@ -163,15 +164,16 @@ def run_stages(plan: Sequence[Stage]) -> None:
 
     Each stage runs in a fresh process, so that no logger, hook or cached model passes from one to
     the next; what passes is the checkpoint. Anchors are fitted once, before the first stage that
-    wants them.
+    wants them. A line at the beginning and at the end of each stage says how far the run is.
 
     Raises:
         D2CityscapesError: a stage failed, began with other weights than it would now, or its
             results are not what TEST.EXPECTED_RESULTS asks for.
     """
-    for stage in plan:
+    progress = StageProgress([stage.cfg.SOLVER.MAX_ITER for stage in plan])
+    for index, stage in enumerate(plan):
         with lock_folder(stage.output_dir):
-            _run_stage(stage)
+            _run_stage(stage, index, progress)
 
 
 def stage_results(plan: Sequence[Stage]) -> dict[str, list[ResultRow]]:
@@ -183,7 +185,7 @@ def stage_results(plan: Sequence[Stage]) -> dict[str, list[ResultRow]]:
 
 def summary(plan: Sequence[Stage]) -> list[str]:
     """One line a stage: its main numbers with protocol, dataset and image count."""
-    return [f"stage {stage.number}: {_headline(read_results(stage.results)[0])}" for stage in plan]
+    return [f"stage {stage.number}: {_scores(stage)}" for stage in plan]
 
 
 def _plan_stage(
@@ -231,14 +233,19 @@ def _check_files(output_dir: Path, plan: Sequence[Stage], given: int) -> None:
     check_not_read(outputs, inputs)
 
 
-def _run_stage(stage: Stage) -> None:
+def _run_stage(stage: Stage, index: int, progress: StageProgress) -> None:
     _prepare(stage)
     if stage.is_done:
         print(f"stage {stage.number}: already done, in {stage.output_dir}", flush=True)
         _check_expected_results(stage)
         return
     begins = f"from {stage.cfg.MODEL.WEIGHTS or 'random weights'}"
-    print(f"stage {stage.number}: {stage.config_file} -> {stage.output_dir}, {begins}", flush=True)
+    print(
+        f"\nstage {stage.number}: {stage.config_file} -> {stage.output_dir}, {begins}",
+        f"stage {stage.number} is {progress.begin(index)}\n",
+        sep="\n",
+        flush=True,
+    )
     try:
         exit_code = train_in_fresh_process(stage.config_file, stage.opts)
     except D2CityscapesError as error:
@@ -248,6 +255,9 @@ def _run_stage(stage: Stage) -> None:
         raise StageError(text, details=error.details) from error
     if stage.is_done:
         _check_expected_results(stage)
+        print(
+            f"\nstage {stage.number} is done in {progress.end(index)}: {_scores(stage)}", flush=True
+        )
     if exit_code != 0 or not stage.is_done:
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         raise StageError(
@@ -285,7 +295,8 @@ def _check_expected_results(stage: Stage) -> None:
         ) from error
 
 
-def _headline(rows: Sequence[ResultRow]) -> str:
+def _scores(stage: Stage) -> str:
+    rows, _ = read_results(stage.results)
     found = {(row.task, row.metric): row for row in rows}
     by_protocol: dict[str, list[str]] = {}
     for row in (found[key] for key in _HEADLINES if key in found):

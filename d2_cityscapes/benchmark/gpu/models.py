@@ -26,7 +26,7 @@ __all__ = ["FAMILIES", "Case", "State", "Step", "same_draws", "start_state"]
 # family -> config
 FAMILIES = {
     "DeepLabv3 (stage 0)": "stage0.yaml",
-    "semantic FPN": "demo/stage0.yaml",
+    "semantic FPN": "demo_full/stage0.yaml",
     "Mask R-CNN, GIoU (stage 1)": "stage1.yaml",
     "Mask R-CNN, k-means anchors (stage 3)": "stage3.yaml",
     "panoptic, MiniDL (stage 4)": "stage4.yaml",

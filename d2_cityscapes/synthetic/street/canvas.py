@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -80,7 +80,7 @@ def clip_polygon(points: Points, size: tuple[int, int]) -> Polygon:
     return polygon if len(polygon) >= 3 else []
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Layer:
     """A surface, or an object: a drawing at a depth, which becomes a sprite with an outline.
 
@@ -153,7 +153,7 @@ class Canvas:
                     sprite = layer.drawing.render(self.size, self.light, layer.z, self.grain)
                     if sprite is None:
                         continue
-                    layer = replace(layer, polygon=sprite.polygon, sprite=sprite)
+                    layer.polygon, layer.sprite = sprite.polygon, sprite
                     on_everything.polygon(layer.polygon, fill=1)
             elif label_id >= 0:
                 on_surfaces.polygon(layer.polygon, fill=1)

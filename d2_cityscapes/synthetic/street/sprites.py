@@ -32,7 +32,7 @@ __all__ = [
     "unit_circle",
 ]
 
-Points = Sequence[tuple[float, float]] | np.ndarray
+Points = Sequence[Sequence[float]] | np.ndarray
 Polygon = list[tuple[int, int]]
 
 _SOLID = 100  # coverage (0..255) from which a pixel belongs to an object
@@ -54,9 +54,9 @@ def unit_circle(corners: int) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, corners: int = 24) -> np.ndarray:
-    """(corners, 2) points around an ellipse."""
-    return unit_circle(corners) * (rx, ry) + (x, y)
+def ellipse(x: float, y: float, rx: float, ry: float, corners: int = 24) -> list[list[float]]:
+    """Points around an ellipse."""
+    return (unit_circle(corners) * (rx, ry) + (x, y)).tolist()
 
 
 def capsule(
@@ -74,12 +74,12 @@ def rasterize(polygon: Polygon, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool mask of an integer polygon, drawn as the official tools do. ``size``: (W, H)."""
     image = Image.new("L", size)
     ImageDraw.Draw(image).polygon(polygon, fill=1)
-    return np.asarray(image).astype(bool)
+    return np.frombuffer(image.tobytes(), dtype=bool).reshape(size[::-1])
 
 
 def as_polygon(outline: np.ndarray) -> Polygon:
     """(N, 2) integer points as a polygon of at least 3 corners."""
-    polygon = [(int(x), int(y)) for x, y in outline.tolist()]
+    polygon = [(x, y) for x, y in outline.tolist()]
     return polygon + polygon[-1:] * max(0, 3 - len(polygon))
 
 
@@ -139,6 +139,10 @@ def simplify(outline: np.ndarray, tolerance: float) -> np.ndarray:
     n = len(outline)
     if n <= 4:
         return outline
+    steps = np.diff(outline, axis=0, append=outline[:1])
+    turns = np.flatnonzero((steps != np.roll(steps, 1, axis=0)).any(axis=1))
+    outline = outline[np.union1d(0, turns)]  # no other point is farthest from a line
+    n = len(outline)
     closed = np.concatenate([outline, outline[:1]]).astype(np.float64)
     xs, ys = closed[:, 0], closed[:, 1]
     far = int(np.argmax((xs - xs[0]) ** 2 + (ys - ys[0]) ** 2))
@@ -234,12 +238,8 @@ class Drawing:
     def _corners(self) -> np.ndarray:
         """(N, 2) corners of all parts."""
         if self._flat is None:
-            flat: list[float] = []
-            for points, _ in self.parts:
-                flat += (
-                    points.ravel().tolist() if isinstance(points, np.ndarray) else chain(*points)
-                )
-            self._flat = np.array(flat).reshape(-1, 2)
+            points = chain.from_iterable(part for part, _ in self.parts)
+            self._flat = np.fromiter(chain.from_iterable(points), np.float64).reshape(-1, 2)
         return self._flat
 
     def render(

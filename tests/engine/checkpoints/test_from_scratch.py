@@ -38,7 +38,7 @@ def configure(repository, tmp_path, tiny_opts, datasets):
         ("demo/stage1.yaml", ", of which backbone.bottom_up would stay so"),
         ("stage3.yaml", ", with norms that never train"),
         ("panoptic/panoptic_fpn_R_50.yaml", ", with norms that never train"),
-        ("demo/Base-demo.yaml", ""),
+        ("demo_full/Base-demo.yaml", ""),
     ],
 )
 def test_a_random_network_that_nobody_asked_for(repository, config, stays):
