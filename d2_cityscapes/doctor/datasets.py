@@ -53,8 +53,8 @@ def dataset_findings(root: str | None = None) -> Iterator[Finding]:
         yield Finding(_TOPIC, "folder", f"{folder}: is itself a folder of shards", remedy)
         return
     yield Finding(_TOPIC, "folder", f"{folder}{said}")
-    own = sorted(path.parent.name for path in folder.glob(f"*_shards/{TABLE_NAME}"))
-    names = dict.fromkeys([*_FOLDERS, *own])
+    files = [path for name in (INDEX_NAME, TABLE_NAME) for path in folder.glob(f"*_shards/{name}")]
+    names = dict.fromkeys([*_FOLDERS, *sorted(path.parent.name for path in files)])
     shards = [folder / name for name in names if (folder / name).is_dir()]
     trees = [path for path in (folder, folder / "cityscapes") if (path / _PICTURES).is_dir()]
     for path in shards:

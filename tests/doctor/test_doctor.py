@@ -11,8 +11,10 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from d2_cityscapes.data import write_shards
 from d2_cityscapes.doctor import examination, machine, model
 from d2_cityscapes.doctor.datasets import dataset_findings
 from d2_cityscapes.doctor.examination import examine
@@ -20,6 +22,7 @@ from d2_cityscapes.doctor.findings import Finding, as_json, as_text, problems
 from d2_cityscapes.doctor.machine import machine_findings, shared_memory
 from d2_cityscapes.doctor.model import model_findings
 from d2_cityscapes.doctor.software import software_findings
+from d2_cityscapes.labels.table_file import ClassEntry, make_table
 from d2_cityscapes.synthetic.dataset import MARKER
 
 Usage = namedtuple("Usage", "total used free")
@@ -160,6 +163,17 @@ def test_half_copied_shards(tmp_path, datasets_root, damage):
     (found,) = [f for f in problems(dataset_findings(str(tmp_path))) if "reading" not in f.name]
     assert "copy" in found.remedy and "d2c prepare" in found.remedy
     assert ("1 of 8 shards missing or cut short" in found.value) == (damage != "no index")
+
+
+def test_shards_of_ones_own_classes(tmp_path, array_source):
+    table = make_table("harbour", [ClassEntry("quay")])
+    source = array_source("a.png", np.zeros((4, 6, 3), np.uint8), np.ones((4, 6), int))
+    write_shards([source], tmp_path / "harbour_shards", split="train", table=table)
+    values = {f.name: f.value for f in dataset_findings(str(tmp_path))}
+    assert values["harbour_shards, train"] == "1 images"
+    (tmp_path / "harbour_shards" / "classes.yaml").unlink()
+    (found,) = problems(dataset_findings(str(tmp_path)))
+    assert "its classes.yaml is missing" in found.value and "copy" in found.remedy
 
 
 def test_a_half_unpacked_tree(tmp_path, cityscapes_tree):
