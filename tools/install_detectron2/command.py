@@ -6,8 +6,8 @@ the official main branch, is left alone. Otherwise this downloads the source arc
 the C++ sources are missing), checks its SHA-256, applies the compatibility edits listed in
 edits.py, and installs the result as a pure-Python wheel named `detectron2`. What needs Detectron2's
 compiled extension (rotated boxes, deformable convolution) then says so when it is used;
-everything else works. torch and torchvision must be installed first, but to build the wheel only;
-they and numpy stay as they are.
+everything else works. torch and torchvision must be installed first; they and numpy stay as they
+are.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> str:
     if options.constraint is not None and not options.constraint.is_file():
         raise InstallError(f"{options.constraint}: there is no such constraints file")
     for module in ("torch", "torchvision"):
-        if not options.no_install and not has_module(module):
+        if not has_module(module):
             raise InstallError(
                 f"{module} must be installed before detectron2: run "
                 f"`{sys.executable} -m pip install torch torchvision`"
