@@ -173,7 +173,7 @@ def test_a_deeper_body_by_name_and_by_heuristics(read, tmp_path, depth):
 
     def build(depth):
         depth = ("MODEL.RESNETS.DEPTH", str(depth), "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
-        return Trainer.build_model(read("demo/stage1.yaml", *depth, *small))
+        return Trainer.build_model(read("demo_full/stage1.yaml", *depth, *small))
 
     weights = build(depth).state_dict()
     torch.save({"model": weights}, tmp_path / "whole.pth")
@@ -366,44 +366,44 @@ ANCHORS = "MODEL.ANCHOR_GENERATOR."
 def test_anchors_travel_from_the_tool_to_the_evaluation(options, read, tmp_path, log):
     """F5: trained with fitted anchors; evaluated with others only against an error."""
     file, out = tmp_path / "anchors.json", tmp_path / "out"
-    fitted = fit_anchors(read("demo/stage2.yaml"), file).anchors
-    train(_set_up(*options("demo/stage2.yaml", f"{ANCHORS}KMEANS.SOURCE", str(file))))
+    fitted = fit_anchors(read("demo_full/stage2.yaml"), file).anchors
+    train(_set_up(*options("demo_full/stage2.yaml", f"{ANCHORS}KMEANS.SOURCE", str(file))))
     file.unlink()
     weights = ("MODEL.WEIGHTS", str(out / "model_final.pth"))
     evaluate(_set_up(*options(str(out / "config.yaml"), *weights), eval_only=True))
 
     literal = (f"{ANCHORS}SIZES", str([[size] for size in fitted.sizes]))
     literal += (f"{ANCHORS}ASPECT_RATIOS", str([list(ratios) for ratios in fitted.aspect_ratios]))
-    stock = read("demo/stage1.yaml", *literal)
+    stock = read("demo_full/stage1.yaml", *literal)
     assert stock.MODEL.ANCHOR_GENERATOR.NAME == "DefaultAnchorGenerator"
     Checkpointer(Trainer.build_model(stock)).load(weights[1])
 
-    for config in ("demo/stage1.yaml", "demo/stage2.yaml"):  # stock and fitted generator
+    for config in ("demo_full/stage1.yaml", "demo_full/stage2.yaml"):  # stock and fitted generator
         with pytest.raises(AnchorError) as caught:
             evaluate(read(config, *weights))
         _one_line(caught, f"SIZES [[{fitted.sizes[0]:g}], ", "SIZES [[8], [16], ", "config.yaml")
     with pytest.raises(AnchorError, match=r"the model has SIZES \[\[8\], \[16\]"):
-        Trainer(read("demo/stage2.yaml")).resume_or_load(resume=True)
+        Trainer(read("demo_full/stage2.yaml")).resume_or_load(resume=True)
 
     with pytest.raises(AnchorError) as caught:
-        Trainer(read("demo/stage2.yaml", *weights)).resume_or_load(resume=False)
+        Trainer(read("demo_full/stage2.yaml", *weights)).resume_or_load(resume=False)
     _one_line(caught, "the model has SIZES [[8], ", f"{ANCHORS}KMEANS.ALLOW_OTHER True")
     log.lines.clear()
     anew = (*weights, f"{ANCHORS}KMEANS.ALLOW_OTHER", "True")
-    Trainer(read("demo/stage2.yaml", *anew)).resume_or_load(resume=False)
+    Trainer(read("demo_full/stage2.yaml", *anew)).resume_or_load(resume=False)
     assert f"{weights[1]}: trained with anchors of SIZES [[{fitted.sizes[0]:g}]" in log.text
     assert "the model has SIZES [[8], [16], " in log.text and "learns from here on" in log.text
     with pytest.raises(AnchorError):
-        evaluate(read("demo/stage2.yaml", *anew))
+        evaluate(read("demo_full/stage2.yaml", *anew))
     # nothing that has learned from the others is taken over
     exclude = (*weights, "MODEL.WEIGHTS_EXCLUDE", "['proposal_generator.*']")
-    Trainer(read("demo/stage2.yaml", *exclude)).resume_or_load(resume=False)
+    Trainer(read("demo_full/stage2.yaml", *exclude)).resume_or_load(resume=False)
 
 
 def test_weights_that_tell_no_anchors_are_warned_of(read, tmp_path, log):
     weights = tmp_path / "weights.pth"
-    torch.save({"model": Trainer.build_model(read("demo/stage1.yaml")).state_dict()}, weights)
-    model = Trainer.build_model(read("demo/stage2.yaml"))
+    torch.save({"model": Trainer.build_model(read("demo_full/stage1.yaml")).state_dict()}, weights)
+    model = Trainer.build_model(read("demo_full/stage2.yaml"))
     Checkpointer(model).load(str(weights))
     assert "does not tell the anchors that it was trained with; the model has SIZES [[8]" in (
         log.text
@@ -415,12 +415,12 @@ def test_weights_that_tell_no_anchors_are_warned_of(read, tmp_path, log):
 
 def test_a_stage_takes_over_body_rpn_and_heads(read, tmp_path, log):
     """F6: what a stage learned arrives in the next one, and the log says so."""
-    one = Trainer.build_model(read("demo/stage1.yaml")).state_dict()
+    one = Trainer.build_model(read("demo_full/stage1.yaml")).state_dict()
     torch.save({"model": one}, tmp_path / "one.pth")
     weights = ("MODEL.WEIGHTS", str(tmp_path / "one.pth"))
 
     def start(*opts):
-        trainer = Trainer(read("demo/stage2.yaml", *weights, *opts))
+        trainer = Trainer(read("demo_full/stage2.yaml", *weights, *opts))
         trainer.resume_or_load(resume=False)
         return trainer.model.state_dict()
 
@@ -443,8 +443,8 @@ def test_a_stage_takes_over_body_rpn_and_heads(read, tmp_path, log):
 
 def test_evaluation_of_half_a_model_is_refused(read, tmp_path):
     weights = tmp_path / "weights.pth"
-    state = Trainer.build_model(read("demo/stage1.yaml")).state_dict()
+    state = Trainer.build_model(read("demo_full/stage1.yaml")).state_dict()
     torch.save({"model": {k: v for k, v in state.items() if k.startswith("backbone")}}, weights)
     with pytest.raises(CheckpointError) as caught:
-        evaluate(read("demo/stage1.yaml", "MODEL.WEIGHTS", str(weights)))
+        evaluate(read("demo_full/stage1.yaml", "MODEL.WEIGHTS", str(weights)))
     _one_line(caught, "without proposal_generator (6 tensors), roi_heads (")
