@@ -95,7 +95,7 @@ setup(
         "scikit-learn>=1.3",
         "matplotlib>=3.7",
         "tqdm>=4.60",
-        "optuna>=5.0",  # until then its PED-ANOVA warns that it is experimental
+        "optuna>=5",  # until then its PED-ANOVA warns that it is experimental
         "scipy>=1.10",
         "argcomplete>=3.1",  # TAB behind d2c
     ],
