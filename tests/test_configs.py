@@ -37,6 +37,15 @@ def test_the_readme_names_it(name):
     assert f"`{name}`" in (CONFIGS / "README.md").read_text()
 
 
+@pytest.mark.parametrize("folder", ["demo", "demo_full"])
+def test_a_demo_fails_where_it_has_not_learned(folder):
+    gates = {s: read(f"{folder}/stage{s}.yaml").TEST.EXPECTED_RESULTS for s in range(5)}
+    assert [gate[:2] for gate in gates[3]] == [["segm", "AP50"]]
+    assert [gate[:2] for gate in gates[4]] == [["panoptic_seg", "PQ"]]
+    untrained = 1  # percent at most, of either
+    assert all(g[2] - g[3] > 5 * untrained for number in (3, 4) for g in gates[number])
+
+
 # --- what the recipes say ---
 
 STAGED = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torchvision
@@ -39,6 +41,11 @@ def test_stages_hand_on_weights_and_anchors(repository, tmp_path, tiny_opts, cap
     plan = _plan(repository, tmp_path, opts, stages=[2, 0, 1])
     assert [stage.number for stage in plan] == [0, 1, 2]
     run_stages(plan)
+    said = capsys.readouterr().out
+    assert "stage 0 is 1 of 3\n" in said
+    for number in (1, 2):
+        assert re.search(rf"stage {number} is {number + 1} of 3, .* so far, .* to go", said)
+    assert re.search(r"stage 2 is done in .*: segm AP .*4 images", said)
     zero, one, two = (_weights(stage.final_weights) for stage in plan)
     body = [name for name in one if name.startswith("backbone.bottom_up")]
     assert all(zero[name].equal(one[name]) for name in body)
