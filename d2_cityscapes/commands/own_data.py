@@ -77,7 +77,8 @@ def find_own(args: argparse.Namespace) -> tuple[dict[str, list[ObjectSource]], L
         found = read_labelme(args.labelme, workers=args.workers, progress=True)
     stuff = args.stuff or ()
     if table is None:
-        table = found.table(args.output.name.removesuffix(_SUFFIX), stuff=stuff)
+        name = args.output.name.removesuffix(_SUFFIX)
+        table = found.table(name, stuff=stuff, background=args.background)
     elif other := set(stuff) - {c.name for c in table.stuff}:
         raise D2CityscapesError(
             f"{args.output}: {first_few(sorted(other), 4)} of --stuff is no stuff in the classes "
@@ -87,6 +88,7 @@ def find_own(args: argparse.Namespace) -> tuple[dict[str, list[ObjectSource]], L
         table,
         split=args.splits[0] if args.splits else None,
         val_share=0.1 if args.val_share is None else args.val_share,
+        background=args.background,
         canvas=tuple(args.size) if args.size else None,
         limit=args.limit,
     )

@@ -30,9 +30,9 @@ size; only one that is larger is shrunk until it fits, with its annotation.
 Classes of one's own come from the file: all of them are things, but for --stuff NAME ... and
 isthing 0. Or --classes FILE names them, a YAML file such as the classes.yaml that is written
 beside the shards; docs/own_data.md has its form. A folder keeps its classes for every split. Where
-objects overlap, the later one in the file lies on top; what is annotated nowhere is void. --output
-NAME_shards makes the data sets NAME_shards_train and NAME_shards_val; the lines that train on them
-are printed.
+objects overlap, the later one in the file lies on top; what is annotated nowhere is void, or
+--background NAME. --output NAME_shards makes the data sets NAME_shards_train and NAME_shards_val;
+the lines that train on them are printed.
 
 examples:
   d2c prepare --cityscapes DIR --output DIR --verify
@@ -114,6 +114,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="classes of --coco-json and --labelme that have no instances, such as sky",
     )
     parser.add_argument(
+        "--background",
+        metavar="NAME",
+        help="of --coco-json and --labelme: the class, without instances, of what is annotated "
+        "nowhere; without it that is void, which never trains",
+    )
+    parser.add_argument(
         "--boxes",
         action="store_true",
         help="of --coco-json: objects with a box and no outline become that rectangle",
@@ -177,7 +183,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if _is_own(args):
         check_arguments(parser, args)
     else:
-        for name in ("images", "val_share", "classes", "stuff", "boxes", "crowd"):
+        for name in ("images", "val_share", "classes", "stuff", "background", "boxes", "crowd"):
             if getattr(args, name):
                 option = name.replace("_", "-")
                 parser.error(f"--{option} is for --coco-json and --labelme")

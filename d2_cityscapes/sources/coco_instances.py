@@ -46,7 +46,7 @@ class CocoSource(ObjectSource):
 
     def draw(self, size: Size) -> np.ndarray:
         """(H, W) int32 instance ids."""
-        by_column = np.zeros(size[0] * size[1], dtype=np.int32)
+        by_column = np.full(size[0] * size[1], self.background, dtype=np.int32)
         for instance_id, drawn in self.shapes:
             counts = _counts(drawn, size) if isinstance(drawn, dict) else _polygons(drawn, size)
             edges = [*itertools.accumulate(counts)]

@@ -52,7 +52,7 @@ class LabelmeSource(ObjectSource):
 
     def draw(self, size: Size) -> np.ndarray:
         """(H, W) int32 instance ids."""
-        picture = Image.new("I", (size[1], size[0]), 0)
+        picture = Image.new("I", (size[1], size[0]), self.background)
         pen = ImageDraw.Draw(picture)
         for instance_id, (kind, points, mask) in self.shapes:
             points = near_points(points, f"a {kind}")

@@ -3,7 +3,7 @@
 A format's own module reads its files into scenes: objects by the names of their classes, in drawing
 order, each of one or more shapes. Here scenes become sources: classes get their table, objects
 their instance ids, pictures their canvas and split. Where objects overlap, the later one lies on
-top. What is annotated nowhere is void.
+top. What is annotated nowhere is void, or of the class that is named for it.
 
 Shape letters: H, W pixels.
 """
@@ -89,19 +89,21 @@ class ObjectSource(PhotoSource):
         annotated: (H, W) of the annotation; None for that of the picture.
         shapes: in drawing order.
         passed_over: what of the annotation is not among them, and how often.
+        background: label id of what no shape covers; 0 for void.
     """
 
     where: str
     annotated: Size | None
     shapes: tuple[Drawn, ...]
     passed_over: tuple[tuple[str, int], ...]
+    background: int
 
     @property
     def annotation_name(self) -> str:
         return self.where
 
     def draw(self, size: Size) -> np.ndarray:
-        """(H, W) integer instance ids of the shapes, later ones over earlier ones."""
+        """(H, W) int32 instance ids of the shapes, later ones over earlier ones."""
         raise NotImplementedError
 
     def read_annotation(self) -> np.ndarray:
@@ -114,7 +116,7 @@ class ObjectSource(PhotoSource):
     def skipped(self) -> Counter[str]:
         """What is not drawn, or not to be seen, and how often."""
         drawn = {shape.instance_id for shape in self.shapes} - {0}
-        seen = np.zeros(max(drawn, default=0) + 1, dtype=bool)
+        seen = np.zeros(max(drawn | {self.background}) + 1, dtype=bool)
         seen[self.read_annotation()] = True
         found = Counter(dict(self.passed_over))
         if hidden := sum(not seen[instance_id] for instance_id in drawn):
@@ -124,7 +126,7 @@ class ObjectSource(PhotoSource):
     @property
     def fingerprint(self) -> str:
         # an annotation file may hold those of many pictures: what it says of this one counts
-        said = zlib.crc32(repr((self.annotated, self.shapes)).encode())
+        said = zlib.crc32(repr((self.annotated, self.shapes, self.background)).encode())
         return self._in_canvas(f"{contents(self.image_path)} {said:08x}")
 
     @property
@@ -150,12 +152,16 @@ class Annotations:
     classes: tuple[ClassEntry, ...]
     source: Callable[..., ObjectSource]
 
-    def table(self, name: str, *, stuff: Sequence[str] = ()) -> LabelTable:
+    def table(
+        self, name: str, *, stuff: Sequence[str] = (), background: str | None = None
+    ) -> LabelTable:
         """The classes of the file as a table.
 
         Args:
             name: of the table.
             stuff: classes without instances, beside those that the file calls so.
+            background: class of what is annotated nowhere, the last one if the file has none of
+                this name; None for void.
 
         Raises:
             D2CityscapesError: classes that are not there, or that no table can have.
@@ -167,7 +173,10 @@ class Annotations:
                     f"{self.where}: no class {label!r} to make stuff of"
                     f"{nearest(label, names) or f'; it has {first_few(names, 8)}'}"
                 )
+        stuff = [*stuff, *([background] if background else [])]
         entries = [e._replace(thing=e.thing and e.name not in stuff) for e in self.classes]
+        if background and background not in names:
+            entries.append(ClassEntry(background))
         try:
             return make_table(name, entries)
         except D2CityscapesError as error:
@@ -179,6 +188,7 @@ class Annotations:
         *,
         split: str | None = None,
         val_share: float = 0.1,
+        background: str | None = None,
         canvas: Size | None = None,
         limit: int | None = None,
     ) -> dict[str, list[ObjectSource]]:
@@ -191,15 +201,24 @@ class Annotations:
             table: of the classes; every label in use has to be in it.
             split: all pictures are of this one; None to part them into train and val.
             val_share: the part of val then, 0 to 1.
+            background: class of what is annotated nowhere; None for void.
             canvas: (H, W) room of each picture; None for that of the largest one of the split.
             limit: only the first so many of each split.
 
         Raises:
-            SourceError: labels that the table does not have, more than 1000 instances of a class in
-                a picture, names that cannot be, or too few pictures to part.
+            SourceError: labels that the table does not have, a background that is no stuff of it,
+                more than 1000 instances of a class in a picture, names that cannot be, or too few
+                pictures to part.
         """
         check_limit(limit)
         self._check_labels(table)
+        stuff = {c.name: c.label_id for c in table.stuff}
+        if background and background not in stuff:
+            raise SourceError(
+                f"{self.where}: the background {background!r} is no class of stuff of the table "
+                f"{table.name}{nearest(background, stuff)}; name one of them, or pack into another "
+                "folder"
+            )
         names = _names(self.scenes)
         chosen = sorted(self.scenes, key=lambda scene: scene.image)
         if split is not None:
@@ -207,7 +226,9 @@ class Annotations:
         else:
             parts = _parted(chosen, names, val_share, self.where)
         return {
-            part: self._sources(scenes[:limit], names, table, canvas)
+            part: self._sources(
+                scenes[:limit], names, table, canvas, stuff.get(background or "", 0)
+            )
             for part, scenes in parts.items()
         }
 
@@ -232,6 +253,7 @@ class Annotations:
         names: Mapping[str, str],
         table: LabelTable,
         canvas: Size | None,
+        background: int,
     ) -> list[ObjectSource]:
         paths = [file_below(self.images, scene.image) for scene in scenes]
         room = canvas or _largest(paths)
@@ -245,6 +267,7 @@ class Annotations:
                 scene.size,
                 tuple(_numbered(scene, table)),
                 tuple(scene.skipped.items()),
+                background,
             )
             for path, scene in zip(paths, scenes, strict=True)
         ]

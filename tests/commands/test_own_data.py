@@ -106,6 +106,17 @@ def test_a_folder_keeps_its_classes(pack, coco, tmp_path: Path) -> None:
     assert code == 1 and "holds shards of the label table a, with other classes than those" in err
 
 
+def test_a_background_is_a_class_of_the_folder(pack, coco, tmp_path: Path) -> None:
+    output = tmp_path / "a_shards"
+    for split in ("train", "val"):
+        options = ["--output", output, "--split", split, "--background", "rest"]
+        code, out, err = pack(*coco, *options)
+        assert code == 0, err
+        assert "2 things (ship, quay), 1 stuff (rest)" in out and "panoptic" in out
+    code, _, err = pack(*coco, "--output", output, "--split", "test", "--background", "sea")
+    assert code == 1 and "the background 'sea' is no class of stuff of the table a" in err
+
+
 def test_built_in_classes_by_name(pack, coco, tmp_path: Path) -> None:
     streets = change(coco, categories=[{"id": 7, "name": "car"}])
     output = tmp_path / "town_shards"
@@ -156,6 +167,7 @@ def test_labelme_with_workers(pack, tmp_path: Path) -> None:
         (["--labelme", "in", "--output", "out"], "--output out: call the folder NAME_shards"),
         (["--labelme", "."], "--output a_shards: lies in the folder of --labelme"),
         (["--cityscapes", "in", "--stuff", "road"], "--stuff is for --coco-json and --labelme"),
+        (["--vistas", "in", "--background", "x"], "--background is for --coco-json and --labelme"),
         (["--idd", "in", "--val-share", "0.1"], "--val-share is for --coco-json and --labelme"),
         (["--labelme", "in", "--cities", "bochum"], "--cities is for --cityscapes"),
     ],

@@ -409,6 +409,16 @@ def test_a_picture_that_is_not_there_is_a_problem_of_its_own(document) -> None:
     assert lost.problems(table)[0].endswith("lost.png: missing")
 
 
+def test_what_is_annotated_nowhere_may_be_a_class(document) -> None:
+    path = document([annotation(18, [box(0, 0, 2, 2)])])
+    found = read_coco_instances(path, path.parent)
+    table = found.table("harbour", background="land")
+    (source,) = found.splits(table, split="train", background="land")["train"]
+    assert source.problems(table) == [] and source.skipped() == {}
+    names = [table.classes[i].name for i in np.unique(table.train_id_of[source.instance_ids()])]
+    assert names == ["ship", "land"] and (source.instance_ids() >= 1000).sum() == 4
+
+
 def test_a_table_of_ones_own_decides(document) -> None:
     """Names are those of the file; ids, order and kind are the table's."""
     path = document([annotation(18, [box(0, 0, 2, 2)]), annotation(1, [box(4, 0, 2, 2)])])

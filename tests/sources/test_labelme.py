@@ -172,6 +172,28 @@ def test_labels_in_use_are_things_by_name(folder) -> None:
         found.splits(TABLE)
 
 
+def test_what_is_annotated_nowhere_may_be_a_class(folder) -> None:
+    """But not what is void by its label."""
+    path = folder([rectangle("ship", 0, 0, 3, 3), rectangle("__ignore__", 2, 2, 5, 5)])
+    found = read_labelme(path)
+    table = found.table("own", background="other")
+    assert [(c.name, c.label_id, c.is_thing) for c in table.classes] == [
+        ("ship", 1, True), ("other", 2, False),
+    ]  # fmt: skip
+    (source,) = found.splits(table, split="train", background="other")["train"]
+    (plain,) = found.splits(table, split="train")["train"]
+    expected = np.full(SIZE, 2)
+    expected[:4, :4], expected[2:6, 2:6] = 1000, 0
+    np.testing.assert_array_equal(source.instance_ids(), expected)
+    np.testing.assert_array_equal(plain.instance_ids(), np.where(expected == 2, 0, expected))
+    assert source.fingerprint != plain.fingerprint and source.skipped() == {}
+    for name in ("ship", "othre"):
+        with pytest.raises(SourceError, match=f"the background '{name}' is no class of stuff of"):
+            found.splits(table, split="train", background=name)
+    (class_,) = found.table("own", background="ship").classes
+    assert not class_.is_thing
+
+
 def test_pictures_in_folders_of_ones_own(folder, tmp_path: Path, caplog) -> None:
     """JSON files may lie elsewhere below the folder, as with labelme's --output; hidden ones and
     pictures without a JSON are passed over."""
