@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 try:  # 30 MB, for a time that only many pictures make felt, and so optional
     import imagecodecs
 except ImportError:
-    imagecodecs = None
+    imagecodecs = None  # type: ignore[assignment]
 
 __all__ = [
     "IDS",
