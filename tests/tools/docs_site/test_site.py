@@ -44,7 +44,7 @@ def test_it_builds_without_a_warning(repository: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_link_ends_it(repository: Path, tmp_path: Path, line: str, word: str) -> None:
-    for name in ("configs", "datasets", "docs", "d2_cityscapes", "tools"):
+    for name in ("configs", "datasets", "docs", "d2_cityscapes", "notebooks", "tools"):
         shutil.copytree(repository / name, tmp_path / "checkout" / name)
     for file in repository.glob("*.*"):
         if file.is_file():
