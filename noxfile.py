@@ -61,7 +61,7 @@ in_each_row = nox.parametrize(
 def plain(session: nox.Session, row: str) -> None:
     """Rooms that need no Detectron2, where there is none."""
     _install(session, row)
-    session.run("pytest", *(session.posargs or PLAIN))
+    session.run("python", "-m", "pytest", *(session.posargs or PLAIN))
 
 
 @nox.session
@@ -69,7 +69,7 @@ def plain(session: nox.Session, row: str) -> None:
 def tests(session: nox.Session, row: str) -> None:
     """The whole suite."""
     _install(session, row, detectron2=True)
-    session.run("pytest", "-n", "logical", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "logical", *session.posargs)
 
 
 @nox.session
@@ -78,6 +78,7 @@ def end_to_end(session: nox.Session, row: str) -> None:
     """From PNGs to a report by the commands: the wheel, and Detectron2 by its installer."""
     _install(session, row, detectron2=True)
     session.run("d2c", "doctor", success_codes=[0, 1])  # it says what is missing, such as a dataset
+    # not as a module of Python, which would take the checkout for the package
     session.run("pytest", "tests/test_end_to_end.py", *session.posargs)
 
 
@@ -104,7 +105,7 @@ def docs(session: nox.Session) -> None:
 
 def _install(session: nox.Session, row: str, *, detectron2: bool = False) -> None:
     """This package as a wheel, what the tests need, and the versions of a row; lists them."""
-    session.env["PYTHONPATH"] = ""  # or the checkout's modules come before the wheel's
+    session.env["PYTHONPATH"] = ""  # as a user has it
     session.install("pip<=25.3", "setuptools", "wheel", *ROWS[row][1], ".[dev]")
     if detectron2:
         session.run("d2c", "install-detectron2")
