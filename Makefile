@@ -50,8 +50,8 @@ $(call demo_env,$(1)) $(python) tools/run_stages.py --config-dir $(4) --output-d
   'scores and the losses went from stage to stage. $(1)/stages/stage*/log.txt has every line.'
 endef
 
-demo: $(ready)  ## everything from nothing: synthetic scenes, shards, anchors, stages 0-4, report; 6 minutes
-	@echo 'Scenes, shards and five stages of training with their report: about 6 minutes on two CPU cores that do nothing else.'
+demo: $(ready)  ## everything from nothing: synthetic scenes, shards, anchors, stages 0-4, report; 7 minutes
+	@echo 'Scenes, shards and five stages of training with their report: about 7 minutes on two CPU cores that do nothing else.'
 	$(call run_demo,$(DEMO),100,160,configs/demo)
 	@echo "make demo-full trains the same stages longer, on larger pictures: the README's figures, in 20 minutes."
 
