@@ -70,6 +70,6 @@ def _heads(cfg: CfgNode, table: LabelTable) -> Iterator[tuple[str, int, int, str
 
 def _has_table(name: str) -> bool:
     if name not in MetadataCatalog:
-        return "_shards_" in name  # and it is said that it is missing
+        return False  # which is said where datasets are opened
     meta = MetadataCatalog.get(name)
     return meta.get("label_table") is not None or bool(meta.get("broken"))

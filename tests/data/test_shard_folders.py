@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from d2_cityscapes.data import ShardError, register_cityscapes_shards, write_shards
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.data.shard_folders import register_shard_folders
-from d2_cityscapes.engine.setup import load_config
+from d2_cityscapes.engine.setup import ConfigError, check_datasets, load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.labels.table_file import ClassEntry, make_table
@@ -140,8 +140,8 @@ def test_a_dataset_that_is_missing_is_no_cityscapes(root: Path) -> None:
     ):
         label_table_of(["pier_shards_val"])
     cfg = load_config(opts=["DATASETS.TEST", "('pier_shards_val',)"])
-    with pytest.raises(D2CityscapesError, match=r"is not there either \(set DETECTRON2_DATASETS"):
-        check_classes(cfg)
+    with pytest.raises(ConfigError, match=r"is not there either \(set DETECTRON2_DATASETS"):
+        check_datasets(cfg, train=False)
 
 
 def test_built_in_classes_in_a_folder_of_another_name(pack) -> None:
