@@ -28,7 +28,7 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = 0.0
 
     # MODEL.ANCHOR_GENERATOR.NAME "KMeansAnchorGenerator" reads its sizes and ratios from SOURCE, a
-    # JSON file written by tools/kmeans_anchors.py. "" uses SIZES and ASPECT_RATIOS as they stand.
+    # JSON file written by d2c anchors. "" uses SIZES and ASPECT_RATIOS as they stand.
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS = CN()
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = ""
     # How many sizes (one for each feature level) and height/width ratios the tool looks for.

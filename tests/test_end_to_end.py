@@ -97,7 +97,7 @@ def test_wrong_input_is_one_line(command, datasets_root, tmp_path):
     lost = next((broken / "cityscapes_shards").glob("val_03*"))
     lost.unlink()
     line = _fails_in_one_line(command(train, DETECTRON2_DATASETS=broken))
-    assert lost.name in line and "prepare_shards.py" in line
+    assert lost.name in line and "d2c prepare" in line
     known = {"DETECTRON2_DATASETS": datasets_root}
     line = _fails_in_one_line(command(train, "MODEL.WIGHTS", "x", **known))
     assert "MODEL.WIGHTS" in line and "MODEL.WEIGHTS" in line

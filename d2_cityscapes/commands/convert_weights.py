@@ -4,12 +4,12 @@ Say what was converted and what was left behind. The output appears whole or not
 in the input is ever run as code. Each conversion has its own --help.
 
 examples:
-  python tools/convert_weights.py torchvision-deeplab --input stage0/model_final.pth
+  d2c convert torchvision-deeplab --input stage0/model_final.pth
       --output stage0/backbone.pth
-  python tools/convert_weights.py coco-to-cityscapes --input model_final_f10217.pkl
+  d2c convert coco-to-cityscapes --input model_final_f10217.pkl
       --output coco_cityscapes.pth --rider random
-  python tools/convert_weights.py seamseg --input seamseg.tar --output seamless.pth
-  python tools/convert_weights.py to-detectron2 --input stage3/model_final.pth --output stock
+  d2c convert seamseg --input seamseg.tar --output seamless.pth
+  d2c convert to-detectron2 --input stage3/model_final.pth --output stock
 """
 
 from __future__ import annotations

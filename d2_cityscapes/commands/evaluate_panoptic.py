@@ -10,7 +10,7 @@ prediction may each come as
                          them, or in the folder, as in Mapillary Vistas; give either. Categories
                          are recognised by their names; those of a prediction without any are the
                          truth's, or else label ids.
-  shards                 a folder that datasets/prepare_shards.py wrote
+  shards                 a folder that d2c prepare wrote
 
 and are matched by the name of the image: its file name or image_id less _leftImg8bit, _gtFine,
 _instanceIds, _panoptic. The label ids of --labels idd are level3Id + 1 with 0 for void, those of
@@ -20,10 +20,10 @@ Prints a table of all classes, and writes the numbers to --output. Every image o
 have a prediction; predictions of other images are ignored.
 
 examples:
-  python tools/evaluate_panoptic.py --truth gtFine/val --prediction DIR --output results.json
-  python tools/evaluate_panoptic.py --truth gtFine/cityscapes_panoptic_val.json
+  d2c evaluate --truth gtFine/val --prediction DIR --output results.json
+  d2c evaluate --truth gtFine/cityscapes_panoptic_val.json
       --prediction DIR/cityscapes_panoptic_val.json --output results.json
-  python tools/evaluate_panoptic.py --labels vistas --truth validation/panoptic
+  d2c evaluate --labels vistas --truth validation/panoptic
       --prediction DIR --output results.json
 """
 

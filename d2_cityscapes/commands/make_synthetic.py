@@ -5,7 +5,7 @@ label ids, colours and polygons under leftImg8bit/ and gtFine/ (train_extra: gtC
 seed and arguments give the same bytes; a run that was killed is completed by the same command.
 
 example:
-  python datasets/make_synthetic.py --output DIR --train 160 --val 40 --height 256 --width 512
+  d2c scenes --output DIR --train 160 --val 40 --height 256 --width 512
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Overrides follow as KEY VALUE pairs; config.yaml of a run names the weights that
 so MODEL.WEIGHTS is needed.
 
 examples:
-  python tools/predict.py --config-file output/stage3/config.yaml --input street.jpg folder
+  d2c predict --config-file output/stage3/config.yaml --input street.jpg folder
       --output predictions MODEL.WEIGHTS output/stage3/model_final.pth
 """
 

@@ -15,11 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=HelpFormatter,
-        epilog="example: python tools/report.py output/stages --output stages.html",
+        epilog="example: d2c report output/stages --output stages.html",
     )
-    parser.add_argument(
-        "run_dir", help="output folder of tools/train_net.py or of tools/run_stages.py"
-    )
+    parser.add_argument("run_dir", help="output folder of d2c train or of d2c stages")
     parser.add_argument("--output", metavar="FILE", help="the page; RUN_DIR/report.html by default")
     args = parser.parse_args(argv)
 

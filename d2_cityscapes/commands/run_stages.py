@@ -13,10 +13,10 @@ that was interrupted; with SEED set, the weights are those of a run without the 
 has begun refuses other settings than it began with.
 
 examples:
-  python tools/run_stages.py --output-dir output SEED 1
-  python tools/run_stages.py --output-dir output --stages 0 1 2 3 4
-  python tools/run_stages.py --output-dir output --stages 2 3 SOLVER.IMS_PER_BATCH 2
-  python tools/run_stages.py --output-dir output --stages 1 2 3 MODEL.WEIGHTS backbone.pth
+  d2c stages --output-dir output SEED 1
+  d2c stages --output-dir output --stages 0 1 2 3 4
+  d2c stages --output-dir output --stages 2 3 SOLVER.IMS_PER_BATCH 2
+  d2c stages --output-dir output --stages 1 2 3 MODEL.WEIGHTS backbone.pth
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Search hyperparameters of any training config: Optuna, one process for each trial.
 
-  tools/search.py --config-file configs/search/stage2.yaml --output-dir DIR MODEL.WEIGHTS w.pth
+  d2c search --config-file configs/search/stage2.yaml --output-dir DIR MODEL.WEIGHTS w.pth
 
 The search file names a training config, the keys to vary, their ranges and constraints, and what
 trials are judged by; configs/search/stage2.yaml explains it. KEY VALUE pairs reach every trial.
 
 DIR receives trial_0000, trial_0001 ... (config.yaml, logs, results.json), best.yaml (a config for
-tools/train_net.py), and a report. Safe to interrupt or kill: the same command goes on until there
-are --trials complete or pruned trials; other machines may help, with the same --storage and
+d2c train), and a report. Safe to interrupt or kill: the same command goes on until there are
+--trials complete or pruned trials; other machines may help, with the same --storage and
 --study-name. optuna-dashboard works on the same --storage.
 """
 

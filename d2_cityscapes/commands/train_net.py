@@ -2,9 +2,9 @@
 
 Takes Detectron2's standard arguments; overrides follow as KEY VALUE pairs:
 
-  tools/train_net.py --config-file configs/stage3.yaml SOLVER.MAX_ITER 100 OUTPUT_DIR out
-  tools/train_net.py --config-file out/config.yaml --eval-only MODEL.WEIGHTS out/model_final.pth
-  tools/train_net.py --config-file configs/stage3.yaml --dry-run SOLVER.IMS_PER_BATCH 8
+  d2c train --config-file configs/stage3.yaml SOLVER.MAX_ITER 100 OUTPUT_DIR out
+  d2c train --config-file out/config.yaml --eval-only MODEL.WEIGHTS out/model_final.pth
+  d2c train --config-file configs/stage3.yaml --dry-run SOLVER.IMS_PER_BATCH 8
 
 OUTPUT_DIR receives config.yaml, metrics.json, checkpoints, results.json and pictures. --eval-only
 leaves a training that is there as it is: it writes results.json, pictures and its config,

@@ -34,7 +34,7 @@ _ACT_ELSEWHERE = (
     "MODEL.WEIGHTS",
     "MODEL.WEIGHTS_EXCLUDE",
     "MODEL.FROM_SCRATCH",
-    "MODEL.ANCHOR_GENERATOR.KMEANS.*",  # of tools/kmeans_anchors.py, which fills in the anchors
+    "MODEL.ANCHOR_GENERATOR.KMEANS.*",  # of d2c anchors, which fills in the anchors
     "SOLVER.TF32",
     "SOLVER.DETERMINISTIC",
     "SOLVER.REFERENCE_WORLD_SIZE",

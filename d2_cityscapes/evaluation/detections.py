@@ -71,7 +71,7 @@ def check_detections(
         raise InvalidMapError(
             f"detections of class {strange[0]}, but {table.name} has {number} thing classes, 0 to "
             f"{number - 1}: use a model of these classes (MODEL.ROI_HEADS.NUM_CLASSES {number}; of "
-            "COCO's classes tools/convert_weights.py coco-to-cityscapes makes them)"
+            "COCO's classes d2c convert coco-to-cityscapes makes them)"
         )
     for name, values in (("score", scores), ("box", boxes)):
         if values is not None and not np.isfinite(values).all():

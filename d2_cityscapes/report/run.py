@@ -82,8 +82,8 @@ def find_runs(folder: str | Path) -> list[Run]:
         return stages
     if not _is_run(folder):
         raise D2CityscapesError(
-            f"{folder}: neither the output of tools/train_net.py ({', '.join(_MARKS)}) nor that of "
-            "tools/run_stages.py (stage0, stage1, ...)"
+            f"{folder}: neither the output of d2c train ({', '.join(_MARKS)}) nor that of "
+            "d2c stages (stage0, stage1, ...)"
         )
     return [Run(folder.resolve().name, folder)]
 

@@ -1,1 +1,1 @@
-"""Hyperparameter search over config keys, on Optuna: tools/search.py is its command."""
+"""Hyperparameter search over config keys, on Optuna: d2c search is its command."""

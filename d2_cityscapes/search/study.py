@@ -63,7 +63,7 @@ def load_search(storage: str, study_name: str | None = None) -> Search:
         study_name: may be left out where the storage holds one study.
 
     Raises:
-        SearchError: no such storage or study, or a study that tools/search.py did not make.
+        SearchError: no such storage or study, or a study that d2c search did not make.
     """
     opened = open_storage(storage)
     with storage_errors(storage):
@@ -201,7 +201,7 @@ def _description(study: optuna.Study) -> dict[str, Any]:
     description = study.user_attrs.get(SEARCH)
     if not isinstance(description, dict) or "space" not in description:
         raise SearchError(
-            f"study {study.study_name!r} was not made by tools/search.py: name another --study-name"
+            f"study {study.study_name!r} was not made by d2c search: name another --study-name"
         )
     return description
 

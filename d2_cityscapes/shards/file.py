@@ -67,7 +67,7 @@ from d2_cityscapes.shards.schema import (
 
 __all__ = ["FORMAT_VERSION", "PREPARE", "TABLES", "ShardError", "ShardFile", "head_checksum"]
 
-PREPARE = "run datasets/prepare_shards.py"
+PREPARE = "run d2c prepare"
 _LONGEST_FRAME = 1 << 16  # bytes, beside twice those of the pixels
 _LONGEST_HEADER = 100_000_000  # bytes, as in safetensors itself
 _OFFSETS = {"annotation_blob": "blob_offsets", "image_blob": "image_offsets"}

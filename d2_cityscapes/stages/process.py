@@ -18,7 +18,7 @@ __all__ = ["train_in_fresh_process"]
 
 
 def train_in_fresh_process(config_file: Path, opts: Sequence[str]) -> int:
-    """Train what `tools/train_net.py --resume` would, and return the exit code.
+    """Train what `d2c train --resume` would, and return the exit code.
 
     The process ends with this one, whether that is killed, interrupted by Ctrl-C or fails.
 

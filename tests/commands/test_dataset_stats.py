@@ -111,7 +111,7 @@ def test_mistakes_are_one_line(call, datasets, tmp_path, arguments, message):
     code, out, err = call(*arguments, "--output", tmp_path / "output")
     assert (code, out) == (1, "")
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert message in err and "prepare_shards.py" in err
+    assert message in err and "d2c prepare" in err
     assert not (tmp_path / "output").exists()
 
 

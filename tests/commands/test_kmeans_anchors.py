@@ -182,7 +182,7 @@ def test_missing_shards(call, config, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     code, _, err = call("--config-file", config, "--output", tmp_path / "anchors.json")
     assert code == 1
-    assert "prepare_shards.py" in err
+    assert "d2c prepare" in err
 
 
 def test_inputs_and_neighbours_stay(call, config, datasets_root, tmp_path, monkeypatch):

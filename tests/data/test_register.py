@@ -66,7 +66,7 @@ def test_any_set_of_partitions_can_be_registered(datasets):
 
 def test_missing_root_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(ShardError, match=r"DETECTRON2_DATASETS.*prepare_shards.py"):
+    with pytest.raises(ShardError, match=r"DETECTRON2_DATASETS.*d2c prepare"):
         load_shards(split="train")
 
 

@@ -110,7 +110,7 @@ def test_another_space_stops_before_anything_is_built(call, write_tiny, tmp_path
         "--config-file", write_tiny(), "--output-dir", tmp_path / "out", "--storage", storage,
         "--trials", "2",
     )  # fmt: skip
-    assert code == 1 and "not made by tools/search.py" in err
+    assert code == 1 and "not made by d2c search" in err
     assert not (tmp_path / "out").exists()
 
 

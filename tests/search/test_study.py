@@ -66,7 +66,7 @@ def test_a_study_of_others_is_left_alone(plan, tmp_path):
     other = optuna.create_study(storage=storage, study_name="one")
     other.add_trial(optuna.trial.create_trial(value=1.0))
     for call in (open_search, check_study):
-        with pytest.raises(SearchError, match=r"'one' was not made by tools/search.py"):
+        with pytest.raises(SearchError, match=r"'one' was not made by d2c search"):
             call(plan, storage=storage, study_name="one")
     assert other.user_attrs == {}
 

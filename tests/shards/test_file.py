@@ -118,7 +118,7 @@ def _rewrite(path, change):
 )
 def test_headers_that_do_not_fit_are_a_shard_error(folder, change, message):
     _rewrite(folder / NAME, change)
-    with pytest.raises(ShardError, match=f"{NAME}: .*{message}.*prepare_shards.py again"):
+    with pytest.raises(ShardError, match=f"{NAME}: .*{message}.*d2c prepare again"):
         ShardReader(folder / NAME)[0]
 
 

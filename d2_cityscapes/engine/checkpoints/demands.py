@@ -139,7 +139,7 @@ class Demands:
             return
         hint = ""
         if any(name.endswith(_TORCHVISION) for name in report.unused):
-            hint = "; torchvision's layout: run tools/convert_weights.py torchvision-deeplab first"
+            hint = "; torchvision's layout: run d2c convert torchvision-deeplab first"
         part = "backbone" if any(name.startswith(_BACKBONE) for name in asked) else "model"
         raise CheckpointError(
             f"{self.path}: weights of another architecture, which fit {fitting / total:.0%} of "

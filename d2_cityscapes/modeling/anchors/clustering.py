@@ -41,7 +41,7 @@ DEFAULT_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 DEFAULT_RATIOS = (0.5, 1.0, 2.0)
 
 CONVENTION = "sizes: sqrt(width * height) in network pixels; aspect_ratios: height / width"
-_RUN_TOOL = "run tools/kmeans_anchors.py"
+_RUN_TOOL = "run d2c anchors"
 _PUBLISHED_TRIM = (3, 97)  # percentiles
 _PUBLISHED_SEED = 42
 _CHUNK = 65_536  # boxes at a time, to bound memory

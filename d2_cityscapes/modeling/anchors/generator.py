@@ -110,7 +110,7 @@ def resolve_anchors(cfg: CfgNode, num_levels: int | None = None) -> CfgNode:
     if len(found.anchors.sizes) != num_levels:
         raise AnchorError(
             f"{source}: {len(found.anchors.sizes)} sizes for the {num_levels} feature levels of "
-            "MODEL.RPN.IN_FEATURES; run tools/kmeans_anchors.py with "
+            "MODEL.RPN.IN_FEATURES; run d2c anchors with "
             f"MODEL.ANCHOR_GENERATOR.KMEANS.NUM_SIZES {num_levels}"
         )
     if found.resize != _resize(cfg):

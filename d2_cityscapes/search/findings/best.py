@@ -28,7 +28,7 @@ def write_best(
     *,
     confirmed: Sequence[ConfirmedTrial] = (),
 ) -> Path | None:
-    """Write the base config with the values of the best trial, for tools/train_net.py.
+    """Write the base config with the values of the best trial, for d2c train.
 
     It trains as long, and on the data, as the base and the command line say; what a trial itself
     ran is config.yaml in its folder. Keys that have no effect beside the best values are left out.
@@ -62,7 +62,7 @@ def write_best(
         f"{plan.base.name} and KEY VALUE pairs of the command line, without the overrides of "
         f"{plan.source.name}, with the values that it searched over:",
         *(f"  {name} {value}" + _left_out(name, idle) for name, value in values.items()),
-        f"tools/train_net.py --config-file {BEST} trains with them.",
+        f"d2c train --config-file {BEST} trains with them.",
     ]
     text = "".join(f"# {line}\n" for line in comments) + _without(idle, cfg).dump()
     path = output_dir / BEST

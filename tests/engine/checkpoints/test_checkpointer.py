@@ -119,7 +119,7 @@ def test_weights_of_another_architecture(saved):
         assert "torchvision" not in str(caught.value)
         with pytest.raises(CheckpointError) as caught:
             load(Model(), saved(layout))
-        _one_line(caught, "convert_weights.py torchvision-deeplab")
+        _one_line(caught, "d2c convert torchvision-deeplab")
     head = {name: t for name, t in Model().state_dict().items() if name.startswith("head")}
     with pytest.raises(CheckpointError, match="fit 0% of"):
         _start(Model(), saved(head))

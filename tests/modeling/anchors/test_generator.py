@@ -304,7 +304,7 @@ def test_warns_about_another_resize(cfg, tmp_path, caplog):
 
 def test_missing_file(cfg, tmp_path):
     cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(tmp_path / "none.json")
-    with pytest.raises(AnchorError, match=r"none.json: no anchor file.*tools/kmeans_anchors.py"):
+    with pytest.raises(AnchorError, match=r"none.json: no anchor file.*d2c anchors"):
         build_anchor_generator(cfg, levels(5))
 
 
@@ -336,7 +336,7 @@ def test_malformed_file(cfg, tmp_path, content, message):
     with pytest.raises(AnchorError, match=message) as error:
         read_anchors(path)
     assert "\n" not in str(error.value)
-    assert "run tools/kmeans_anchors.py" in str(error.value)
+    assert "run d2c anchors" in str(error.value)
 
 
 def test_unknown_and_empty_datasets(cfg, dataset, tmp_path):
