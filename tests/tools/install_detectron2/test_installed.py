@@ -123,7 +123,7 @@ def test_numpy_and_pillow_names_are_current():
     assert ExtentTransform((0, 0, 4, 4), (4, 4)).apply_image(picture).tolist() == picture.tolist()
 
 
-@of_a_later_build
+@pytest.mark.skipif(not OUR_WHEEL, reason="official builds end the epoch on Python 3.11")
 def test_mapper_that_returns_none_does_not_end_the_epoch():
     from detectron2.data import MapDataset
 
