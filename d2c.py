@@ -18,7 +18,7 @@ __all__ = ["main", "run_command"]
 # subcommand: (module of d2_cityscapes.commands, what it does)
 COMMANDS = {
     "scenes": ("make_synthetic", "make up street scenes in the layout of Cityscapes"),
-    "prepare": ("prepare_shards", "pack a data set, or pictures of your own, into shards, once"),
+    "prepare": ("prepare_shards", "pack a dataset, or pictures of your own, into shards, once"),
     "stats": ("dataset_stats", "count images, objects, sizes and classes of a dataset"),
     "anchors": ("kmeans_anchors", "fit anchors to the boxes of a dataset"),
     "train": ("train_net", "train or evaluate a model that a config describes"),
