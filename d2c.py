@@ -7,7 +7,6 @@ seconds. Here a command reads its arguments first, and imports afterwards what t
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name in COMMANDS:
         run_command(COMMANDS[name][0], arguments[1:], program=f"d2c {name}")
     else:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; nearest: {close[0]}" if close else ""
+        hint = _plain_import("d2_cityscapes.errors").nearest(name, COMMANDS)
         print(f"error: d2c has no command {name!r}{hint}; d2c --help lists them", file=sys.stderr)
         sys.exit(2)
 

@@ -1,4 +1,4 @@
-"""YAML files, and configs that are made of several: read within bounds, and listed as inputs."""
+"""Configs that are made of several YAML files, and what a run reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iopath.common.file_io import g_pathmgr
 from d2_cityscapes.shipped import find_config
 from d2_cityscapes.yaml_text import load_yaml
 
-__all__ = ["config_files", "files_read", "load_yaml"]
+__all__ = ["config_files", "files_read"]
 
 _BASE = "_BASE_"  # Detectron2's key for the files that a config begins with
 

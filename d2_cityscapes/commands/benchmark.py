@@ -220,6 +220,12 @@ def scenes(args: argparse.Namespace) -> Path:
     return tree
 
 
+def of_tree(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of what reads the files of a tree."""
+    names = ("split", "images", "rounds")
+    return {"cityscapes": scenes(args)} | {name: getattr(args, name) for name in names}
+
+
 def prepare_data(args: argparse.Namespace) -> Mode:
     from d2_cityscapes.benchmark.data import DataBenchmark, benchmark_data
     from d2_cityscapes.shards.writer import write_shards
@@ -242,25 +248,13 @@ def prepare_data(args: argparse.Namespace) -> Mode:
 def prepare_evaluation(args: argparse.Namespace) -> Mode:
     from d2_cityscapes.benchmark.evaluation import EvaluationBenchmark, benchmark_evaluation
 
-    settings = EvaluationBenchmark(
-        cityscapes=scenes(args),
-        split=args.split,
-        images=args.images,
-        rounds=args.rounds,
-    )
-    return settings, benchmark_evaluation
+    return EvaluationBenchmark(**of_tree(args)), benchmark_evaluation
 
 
 def prepare_decoding(args: argparse.Namespace) -> Mode:
     from d2_cityscapes.benchmark.decoding import DecodingBenchmark, benchmark_decoding
 
-    settings = DecodingBenchmark(
-        cityscapes=scenes(args),
-        split=args.split,
-        images=args.images,
-        rounds=args.rounds,
-    )
-    return settings, benchmark_decoding
+    return DecodingBenchmark(**of_tree(args)), benchmark_decoding
 
 
 def prepare_minidl(args: argparse.Namespace) -> Mode:

@@ -14,7 +14,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from d2_cityscapes.config_files import files_read, load_yaml
+from d2_cityscapes.config_files import files_read
 from d2_cityscapes.engine.checkpoints.resume import check_resume
 from d2_cityscapes.engine.checks.config import check_config
 from d2_cityscapes.engine.setup import check_weights_file, load_config
@@ -29,6 +29,7 @@ from d2_cityscapes.run_folder import (
     written_by_training,
 )
 from d2_cityscapes.shipped import find_config
+from d2_cityscapes.yaml_text import load_yaml
 
 __all__ = ["checked_config", "setup"]
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import colorsys
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,8 +86,8 @@ def make_table(name: str, entries: Sequence[ClassEntry]) -> LabelTable:
     order = sorted(range(len(entries)), key=lambda i: not entries[i].thing)
     ids = {i: next(free) if (own := entries[i].label_id) is None else own for i in order}
     labels = [(ids[i], e.name) for i, e in enumerate(entries)]
-    number, twice = _twice(label_id for label_id, _ in labels)
-    if twice:
+    number, times = next(iter(Counter(ids.values()).most_common(1)), (0, 0))
+    if times > 1:
         names = [label for label_id, label in labels if label_id == number]
         raise LabelTableError(
             f"{name}: id {number} stands for {' and '.join(names)}; every label has its own"
@@ -249,15 +250,6 @@ def _flow(fields: dict[str, Any]) -> str:
     return yaml.safe_dump(
         fields, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6
     ).strip()
-
-
-def _twice(values: Iterable[int]) -> tuple[int, bool]:
-    seen: set[int] = set()
-    for value in values:
-        if value in seen:
-            return value, True
-        seen.add(value)
-    return 0, False
 
 
 def _color(number: int) -> tuple[int, int, int]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2_cityscapes.config_files import load_yaml
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.start import checked_config, setup
 from d2_cityscapes.engine.trainer import Trainer, evaluate, train
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.run_folder import evaluation_folder
+from d2_cityscapes.yaml_text import load_yaml
 
 pytestmark = pytest.mark.usefixtures("datasets")
 ONE, TWO = "cityscapes_shards_val_1", "cityscapes_shards_val_2"

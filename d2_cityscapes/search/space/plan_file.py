@@ -11,7 +11,6 @@ import yaml
 from optuna.samplers import RandomSampler
 
 from d2_cityscapes.config import model_tasks
-from d2_cityscapes.config_files import load_yaml
 from d2_cityscapes.errors import nearest
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.space.plan import (
@@ -22,6 +21,7 @@ from d2_cityscapes.search.space.plan import (
 )
 from d2_cityscapes.search.space.space import parse_space
 from d2_cityscapes.shipped import find_config, nearest_config
+from d2_cityscapes.yaml_text import load_yaml
 
 __all__ = ["read_plan"]
 
