@@ -13,6 +13,8 @@ _VERSION = re.search(r'^__version__ = "(.+)"$', _PACKAGE, re.MULTILINE)
 _PNG = ["imagecodecs>=2025.3.30"]
 _JPEG2000 = ['imagecodecs>=2026.1.14; python_version >= "3.11"']  # no older one has HTJ2K
 _POSTGRESQL = ["psycopg2-binary>=2.9"]
+_TIMM = ["timm>=1.0.9"]
+_TRANSFORMERS = ["transformers>=4.53"]
 # what stock Detectron2 needs to read the PNG tree, and a gauge of memory
 _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
 
@@ -103,6 +105,8 @@ setup(
         "png": _PNG,  # PNGs read in two thirds of the time
         "jpeg2000": _JPEG2000,  # to write and read shards with --image-codec jpeg2000-ht
         "postgresql": _POSTGRESQL,  # tools/search.py --storage postgresql://
+        "timm": _TIMM,  # MODEL.BACKBONE.NAME "build_timm_fpn_backbone"
+        "transformers": _TRANSFORMERS,  # MODEL.META_ARCHITECTURE "UniversalSegmentor"
         "benchmark": _BENCHMARK,  # tools/benchmark.py
         "docs": _DOCS,  # make docs
         "dev": [
@@ -120,6 +124,8 @@ setup(
             *_BENCHMARK,
             *_DOCS,
             *_POSTGRESQL,
+            *_TIMM,
+            *_TRANSFORMERS,
         ],
     },
 )
