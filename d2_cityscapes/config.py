@@ -26,6 +26,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # w in (1 - w) * standard losses + w * GIoU loss, over ALL standard losses (RPN, class, box,
     # mask, semantic). Needs MODEL.ROI_HEADS.NAME "GIoUROIHeads" where it is above 0.
     cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = 0.0
+    # What w weighs: "giou", "diou" (Zheng et al., AAAI 2020) or "ciou" (the same).
+    cfg.MODEL.ROI_BOX_HEAD.IOU_LOSS = "giou"
 
     # MODEL.ANCHOR_GENERATOR.NAME "KMeansAnchorGenerator" reads its sizes and ratios from SOURCE, a
     # JSON file written by d2c anchors. "" uses SIZES and ASPECT_RATIOS as they stand.
@@ -75,6 +77,22 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # The part of the pixels of each image, those with the largest loss, that its loss counts.
     cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 0.25
 
+    # "UniversalSegmentor": a network of Hugging Face transformers that predicts masks, each with a
+    # class. NAME is "mask2former" or "eomt"; CONFIG its settings, by transformers' names, where
+    # they differ from its defaults. Both come from MODEL.WEIGHTS where that is a folder or a name
+    # of the Hub and NAME is "". The number of classes is that of the data.
+    cfg.MODEL.UNIVERSAL = CN()
+    cfg.MODEL.UNIVERSAL.NAME = ""
+    cfg.MODEL.UNIVERSAL.CONFIG = CN(new_allowed=True)
+    # A mask for each instance of a thing class; False: one for each class, for semantics alone.
+    cfg.MODEL.UNIVERSAL.INSTANCES = True
+    # Panoptics: least score of a mask, and least part of it that no better mask covers.
+    cfg.MODEL.UNIVERSAL.OBJECT_THRESHOLD = 0.8
+    cfg.MODEL.UNIVERSAL.OVERLAP_THRESHOLD = 0.8
+    # "eomt": [start, end] as parts of SOLVER.MAX_ITER between which its blocks, one after another,
+    # cease to mask their attention; [1/6, 5/6] in its paper. []: they do as in the weights.
+    cfg.MODEL.UNIVERSAL.MASK_ANNEALING = []
+
     # The norms of the Seamless model are MODEL.{RESNETS,FPN,RPN,ROI_BOX_HEAD,ROI_MASK_HEAD,
     # SEM_SEG_HEAD}.NORM. "SyncBN" computes what the in-place activated batch norm (iABN) of the
     # reference does; for the backward pass it keeps about twice as much.
@@ -102,6 +120,26 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # CPU the same to the bit; on a GPU the samplers draw other, equally likely anchors and
     # proposals from the same seed, and the RPN adds its losses in another order.
     cfg.MODEL.WAIT_FREE = False
+
+    # "build_timm_fpn_backbone", "build_seamless_timm_fpn_backbone": a network of timm under an FPN,
+    # or where all its maps have one size (plain ViTs) under a simple feature pyramid; under
+    # "DeepLabV3Segmentor" the network alone. MODEL.PIXEL_MEAN and PIXEL_STD, where they are not
+    # set, become those of its weights. NAME: of timm.list_models(), with a tag (".in1k") or without.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""
+    # Begin with timm's weights where MODEL.WEIGHTS is empty: from the Hugging Face Hub, or from
+    # FILE, a file of it, or a folder as the Hub has it, with config.json.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.FILE = ""
+    # Its maps by their stride, "res2" of 4 pixels to "res5" of 32. []: MODEL.FPN.IN_FEATURES, and
+    # where that is empty too, all that it has.
+    cfg.MODEL.TIMM.OUT_FEATURES = []
+    # How often stochastic depth leaves out its last block; the earlier ones less.
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
+    # Its batch norms as "FrozenBN" or "SyncBN"; "" for what they are.
+    cfg.MODEL.TIMM.NORM = ""
+    # Pixels in a cell of its last map under "DeepLabV3Segmentor": 8 or 16.
+    cfg.MODEL.TIMM.OUTPUT_STRIDE = 8
 
     # Width of the hidden layers of "MLPMaskHead", of which there are NUM_CONV.
     cfg.MODEL.ROI_MASK_HEAD.FC_DIM = 1024
@@ -139,7 +177,20 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # training fails at the first such loss, as in Detectron2; on a GPU behind the next step, or
     # behind at most 20 with several processes, but before a checkpoint or an evaluation.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
-    # SOLVER.LR_SCHEDULER_NAME may also be "WarmupConstantLR" and "ReduceLROnPlateau".
+    # SOLVER.LR_SCHEDULER_NAME may also be "WarmupConstantLR", "WarmupPolyLR", "ReduceLROnPlateau".
+    # "WarmupPolyLR", as in Detectron2's DeepLab: (1 - iteration / MAX_ITER) ** POWER, the warm-up a
+    # factor of it, and behind the warm-up no lower than this part of the rate.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    # By shell-style patterns over the names of parameters, which may match what is frozen:
+    # [[pattern, factor of the rate], ...], e.g. [["backbone.*", 0.1]], and [[pattern, weight decay],
+    # ...]. Where several match, the last one wins.
+    cfg.SOLVER.LR_MULTIPLIERS = []
+    cfg.SOLVER.WEIGHT_DECAY_OVERRIDES = []
+    # Rate times this ** (L + 1 - l) in layer l of the L of a timm backbone, 0 being embeddings or
+    # stem; LR_MULTIPLIERS are factors beside it. 1: the same in all layers.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": all gradients as one vector.
     # Learning rate at the end of "WarmupCosineLR" (Detectron2 after 0.6 has this key too).
     cfg.SOLVER.BASE_LR_END = cfg.SOLVER.get("BASE_LR_END", 0.0)
     # Iteration at which the cosine reaches its end, which may lie behind MAX_ITER; 0 for MAX_ITER.
@@ -175,6 +226,28 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
 
     # Instances of fewer pixels than this after augmentation are left out of training.
     cfg.INPUT.MIN_INSTANCE_AREA = 0
+    # Scale jitter: in training the size of MIN_SIZE_TRAIN and MAX_SIZE_TRAIN times a random factor
+    # of RANGE, of which a random CROP_SIZE (height, width) is cut; smaller ones are padded with
+    # void. [0.5, 2.0] is usual for Cityscapes, [0.1, 2.0] is large-scale jitter. A crop of which a
+    # class has more than SINGLE_CATEGORY_MAX_AREA (of what is not void) is drawn anew, up to ten
+    # times; 1.0 takes any. Not with INPUT.CROP.ENABLED or FIXED_SIZE.
+    cfg.INPUT.SCALE_JITTER = CN()
+    cfg.INPUT.SCALE_JITTER.ENABLED = False
+    cfg.INPUT.SCALE_JITTER.RANGE = [0.5, 2.0]
+    cfg.INPUT.SCALE_JITTER.CROP_SIZE = [512, 1024]
+    cfg.INPUT.SCALE_JITTER.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Random brightness, contrast, saturation and hue in training, each with a chance of one half,
+    # in the ranges of SSD.
+    cfg.INPUT.COLOR_JITTER = CN()
+    cfg.INPUT.COLOR_JITTER.ENABLED = False
+    # Copy-paste: the chance that a training image gets THINGS, a part of the instances, and STUFF,
+    # a part of the stuff classes, of a second image of DATASETS.TRAIN; stuff behind all things.
+    # Instances below 32 x 32 px have SMALL_COPIES chances, the further copies moved sideways.
+    cfg.INPUT.COPY_PASTE = CN()
+    cfg.INPUT.COPY_PASTE.PROB = 0.0
+    cfg.INPUT.COPY_PASTE.THINGS = 0.5
+    cfg.INPUT.COPY_PASTE.STUFF = 0.25
+    cfg.INPUT.COPY_PASTE.SMALL_COPIES = 2
     # (height, width) that every image is resized to, in training and test, whatever its shape; []
     # for Detectron2's rules of the short edge.
     cfg.INPUT.FIXED_SIZE = []
@@ -235,6 +308,9 @@ def model_tasks(cfg: CN) -> tuple[str, ...]:
     Some of "bbox", "segm", "segm_cityscapes", "sem_seg" and "panoptic_seg"; targets and evaluators
     follow it. "segm" and "segm_cityscapes" are the same masks under two protocols.
     """
+    if cfg.MODEL.META_ARCHITECTURE == "UniversalSegmentor":
+        things = ("bbox", "segm", "segm_cityscapes", "panoptic_seg")
+        return (*things, "sem_seg") if cfg.MODEL.UNIVERSAL.INSTANCES else ("sem_seg",)
     masks = ("segm", "segm_cityscapes") if cfg.MODEL.MASK_ON else ()
     instance_tasks = ("bbox", *masks)
     panoptic = ("panoptic_seg",) if cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED else ()

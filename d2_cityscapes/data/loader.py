@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.data.mapper import PASTE_FROM, CityscapesShardMapper
 from d2_cityscapes.data.samplers import ShardSampler
 from d2_cityscapes.data.training_set import LoaderError, TrainingImages, training_set
 from d2_cityscapes.errors import building
@@ -61,6 +61,7 @@ class TrainLoader:
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         images: TrainingImages | None = None,
+        pairs: bool = False,
     ) -> None:
         """
         Args:
@@ -71,6 +72,7 @@ class TrainLoader:
             aspect_ratio_grouping: batch landscape with landscape, portrait with portrait images.
             num_workers: processes that map; 0 for this process.
             images: what the dataset is of what there is, for the record of a run.
+            pairs: give the mapper a second record with each, as `PASTE_FROM` of its dict.
         """
         self.images = images
         self._dataset = dataset
@@ -79,6 +81,7 @@ class TrainLoader:
         self._total_batch_size = total_batch_size
         self._aspect_ratio_grouping = aspect_ratio_grouping
         self._num_workers = num_workers
+        self._pairs = pairs
         self._position = 0
 
     @property
@@ -126,6 +129,7 @@ class TrainLoader:
             self._sampler,
             start=self._position,
             chunk=1 if self._aspect_ratio_grouping else batch_size,
+            pairs=self._pairs,
         )
         return build_batch_data_loader(
             samples,
@@ -147,12 +151,14 @@ class _MappedSamples(IterableDataset):
         *,
         start: int,
         chunk: int,
+        pairs: bool,
     ) -> None:
         self._dataset = dataset
         self._mapper = PicklableWrapper(mapper)  # so that a worker process can get any callable
         self._sampler = sampler
         self._start = start
         self._chunk = chunk
+        self._pairs = pairs
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
@@ -160,7 +166,11 @@ class _MappedSamples(IterableDataset):
         for i, (position, index) in enumerate(self._sampler.samples(self._start)):
             if i // self._chunk % turns == turn:
                 seed_generators(self._sampler.seed, SAMPLE, position)
-                yield self._mapper(self._dataset[index])
+                record = self._dataset[index]
+                if self._pairs:
+                    second = self._sampler.second(index, np.random.rand())
+                    record = {**record, PASTE_FROM: self._dataset[second]}
+                yield self._mapper(record)
 
 
 @building("the training loader")
@@ -195,6 +205,7 @@ def build_train_loader(
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         images=images,
+        pairs=cfg.INPUT.COPY_PASTE.PROB != 0,
     )
 
 

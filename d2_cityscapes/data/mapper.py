@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,15 +14,24 @@ from detectron2.structures import Boxes, Instances
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation, check_resize_backend
+from d2_cityscapes.data.augmentation.copy_paste import CopyPaste
 from d2_cityscapes.data.register import label_table_of
+from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
-from d2_cityscapes.labels.instances import find_instances, panoptic_segments
+from d2_cityscapes.labels.instances import (
+    InstanceTable,
+    find_instances,
+    group_small,
+    panoptic_segments,
+)
 from d2_cityscapes.shards.reader import open_shard
 from d2_cityscapes.structures import IdMapMasks
 
-__all__ = ["CityscapesShardMapper"]
+__all__ = ["PASTE_FROM", "CityscapesShardMapper"]
 
 logger = logging.getLogger(__name__)
+
+PASTE_FROM = "paste_from"  # in a dataset dict: that of a second record, for INPUT.COPY_PASTE
 
 
 class CityscapesShardMapper:
@@ -66,12 +76,14 @@ class CityscapesShardMapper:
             masks: with gt_masks.
             sem_seg: build "sem_seg".
             panoptic: build "panoptic_seg".
-            min_instance_area: drop instances of fewer pixels than this after augmentation.
+            min_instance_area: instances of fewer pixels than this after augmentation are left out,
+                and become group regions of their class in the panoptic target.
             resize_backend: "torch" or "pil", see `d2_cityscapes.data.augmentation.resize_image`.
             table: the classes.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
+        self._pastes = is_train and any(isinstance(a, CopyPaste) for a in augmentations)
         self.image_format = image_format
         self.instances = instances
         self.masks = masks
@@ -98,32 +110,61 @@ class CityscapesShardMapper:
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
-        output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        passed_over = ("annotations", PASTE_FROM)
+        output = {key: value for key, value in dataset_dict.items() if key not in passed_over}
         reader, index = open_shard(dataset_dict["shard"], self.table), dataset_dict["index"]
         ids = reader.id_map(index) if self.is_train else None
-        augmented = self.augment(reader.image(index), ids)
+        second = None
+        if self._pastes:
+            second = partial(self._read_second, _second_of(dataset_dict))
+        augmented = self.augment(reader.image(index), ids, second=second)
         output["image"] = augmented.pixels
         if augmented.ids is not None:
             output |= self._targets(np.ascontiguousarray(augmented.ids))
         return output
 
-    def augment(self, pixels: torch.Tensor, ids: np.ndarray | None = None) -> ImageAndIds:
+    def augment(
+        self,
+        pixels: torch.Tensor,
+        ids: np.ndarray | None = None,
+        *,
+        second: Callable[[], tuple[torch.Tensor, np.ndarray]] | None = None,
+    ) -> ImageAndIds:
         """An image as the model takes it, with its ids.
 
         Args:
             pixels: (3, H, W) uint8 RGB.
             ids: (H, W) uint16 instance ids, or None.
+            second: see `ImageAndIds`.
         """
-        if self.image_format == "BGR":
-            pixels = pixels.flip(0)
-        augmented = ImageAndIds(pixels, ids, self.table, resize_backend=self.resize_backend)
+        augmented = ImageAndIds(
+            self._in_order(pixels),
+            ids,
+            self.table,
+            resize_backend=self.resize_backend,
+            second=second,
+        )
         self.augmentations(augmented)
+        kept = augmented.pixels
+        if kept.untyped_storage().nbytes() > kept.numel():  # a crop would carry the whole along
+            augmented.pixels = kept.clone(memory_format=torch.contiguous_format)
         return augmented
+
+    def _in_order(self, pixels: torch.Tensor) -> torch.Tensor:
+        """RGB pixels in the configured order."""
+        return pixels.flip(0) if self.image_format == "BGR" else pixels
+
+    def _read_second(self, dataset_dict: dict) -> tuple[torch.Tensor, np.ndarray]:
+        reader, index = open_shard(dataset_dict["shard"], self.table), dataset_dict["index"]
+        return self._in_order(reader.image(index)), reader.id_map(index)
 
     def _targets(self, ids: np.ndarray) -> dict:
         targets: dict = {}
+        if self.instances or self.panoptic:
+            found = find_instances(ids, self.table)
+            ids = group_small(ids, found, self.min_instance_area)
         if self.instances:
-            targets["instances"] = self._instances(ids)
+            targets["instances"] = self._instances(ids, found)
         if self.sem_seg:
             targets["sem_seg"] = torch.from_numpy(self.table.train_id_of[ids].astype(np.int64))
         if self.panoptic:
@@ -131,8 +172,7 @@ class CityscapesShardMapper:
             targets["panoptic_seg"] = torch.from_numpy(panoptic), segments_info
         return targets
 
-    def _instances(self, ids: np.ndarray) -> Instances:
-        found = find_instances(ids, self.table)
+    def _instances(self, ids: np.ndarray, found: InstanceTable) -> Instances:
         found = found.select(~found.crowd & (found.areas >= self.min_instance_area))
         target = Instances(ids.shape)
         target.gt_boxes = Boxes(torch.from_numpy(found.boxes.astype(np.float32)))
@@ -140,6 +180,16 @@ class CityscapesShardMapper:
         if self.masks:
             target.gt_masks = IdMapMasks(_as_tensor(ids), _as_tensor(found.ids.astype(np.uint16)))
         return target
+
+
+def _second_of(dataset_dict: dict) -> dict:
+    try:
+        return dataset_dict[PASTE_FROM]
+    except KeyError as error:
+        raise D2CityscapesError(
+            "INPUT.COPY_PASTE.PROB: this loader gives no second image to paste from; take "
+            "d2_cityscapes.data.loader.build_train_loader, or set it to 0"
+        ) from error
 
 
 def _as_tensor(ids: np.ndarray) -> torch.Tensor:

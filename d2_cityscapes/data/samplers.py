@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from detectron2.utils import comm
 from torch.utils.data import Sampler
@@ -51,6 +52,7 @@ class ShardSampler(Sampler):
         self._repeat_factors = repeat_factors
         self._subset_ratio = subset_ratio
         self._shard_of: torch.Tensor | None = None
+        self._pool: tuple[int, _Pool] | None = None
         if shards is not None:
             number = {shard: i for i, shard in enumerate(dict.fromkeys(shards))}
             self._shard_of = torch.tensor([number[shard] for shard in shards])
@@ -78,18 +80,36 @@ class ShardSampler(Sampler):
                 yield position, indices[position - begin]
                 position += self.world_size
 
+    def second(self, index: int, draw: float) -> int:
+        """Another image beside one of the stream, for augmentations that mix two.
+
+        It is one that the stream has, as likely as it has it, and where shards are visited one
+        after another of the same shard; the image itself only where there is no other.
+
+        Args:
+            index: dataset index of the one.
+            draw: a random number in [0, 1).
+        """
+        if self._pool is None or self._pool[0] != self.seed:  # which chooses the subset
+            self._pool = self.seed, _Pool(self._images(), self._repeat_factors, self._shard_of)
+        return self._pool[1].other(index, draw)
+
+    def _images(self) -> torch.Tensor:
+        """Dataset indices that an epoch may have."""
+        images = torch.arange(self._size)
+        if self._subset_ratio is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            kept = int(self._size * self._subset_ratio)
+            images = torch.randperm(self._size, generator=generator)[:kept]
+        return images
+
     def _epochs(self) -> Iterator[torch.Tensor]:
         """Dataset indices of each epoch.
 
         One generator makes them all, as in Detectron2; it draws in the same order too.
         """
-        images = torch.arange(self._size)
-        generator = torch.Generator()
-        if self._subset_ratio is not None:
-            generator.manual_seed(self.seed)
-            kept = int(self._size * self._subset_ratio)
-            images = torch.randperm(self._size, generator=generator)[:kept]
-        generator.manual_seed(self.seed)
+        images = self._images()
+        generator = torch.Generator().manual_seed(self.seed)
         while True:
             epoch = self._repeated(images, generator)
             epoch = epoch[torch.randperm(len(epoch), generator=generator)]
@@ -104,3 +124,36 @@ class ShardSampler(Sampler):
         factors = self._repeat_factors[images]
         once_more = torch.rand(len(factors), generator=generator) < factors.frac()
         return images.repeat_interleave(factors.long() + once_more)
+
+
+class _Pool:
+    """Images to draw from, in order of their shards where these matter."""
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        repeat_factors: torch.Tensor | None,
+        shard_of: torch.Tensor | None,
+    ) -> None:
+        if shard_of is None:
+            shard_of = torch.zeros(int(images.max()) + 1, dtype=torch.int64)
+        self._images = images[shard_of[images].argsort(stable=True)].numpy()
+        weights = np.ones(len(images))
+        if repeat_factors is not None:
+            weights = repeat_factors.double().numpy()[self._images]
+        self._ends = weights.cumsum()
+        self._begins = self._ends - weights
+        self._row = {int(image): row for row, image in enumerate(self._images)}
+        self._shards = shard_of.numpy()[self._images]
+
+    def other(self, index: int, draw: float) -> int:
+        """See `ShardSampler.second`."""
+        row = self._row[index]
+        first, last = np.searchsorted(self._shards, [self._shards[row], self._shards[row] + 1])
+        last -= 1
+        own = self._ends[row] - self._begins[row]
+        position = self._begins[first] + draw * (self._ends[last] - self._begins[first] - own)
+        if position >= self._begins[row]:
+            position += own
+        found = np.searchsorted(self._ends, position, side="right")
+        return int(self._images[np.clip(found, first, last)])

@@ -20,6 +20,8 @@ __all__ = [
     "SMALL_AREA",
     "InstanceTable",
     "find_instances",
+    "find_segments",
+    "group_small",
     "panoptic_segments",
 ]
 
@@ -85,6 +87,31 @@ def find_instances(instance_ids: np.ndarray, table: LabelTable) -> InstanceTable
     return _find(instance_ids, table, table.is_thing_id)
 
 
+def find_segments(instance_ids: np.ndarray, table: LabelTable) -> InstanceTable:
+    """Likewise, with the stuff classes, each of them one segment whose `crowd` is true."""
+    return _find(instance_ids, table, table.train_id_of != VOID_TRAIN_ID)
+
+
+def group_small(instance_ids: np.ndarray, found: InstanceTable, min_area: int) -> np.ndarray:
+    """The map with the instances of fewer pixels than this made group regions of their class.
+
+    So they are no instances any more, while their pixels keep their class. The map itself, where
+    there are none.
+
+    Args:
+        instance_ids: (H, W) integers.
+        found: its table.
+        min_area: pixels.
+    """
+    small = found.select(~found.crowd & (found.areas < min_area))
+    if len(small):
+        instance_ids = instance_ids.copy()
+    for own, (x0, y0, x1, y1) in zip(small.ids.tolist(), small.boxes.tolist(), strict=True):
+        window = instance_ids[y0:y1, x0:x1]
+        window[window == own] = own // INSTANCE_DIVISOR
+    return instance_ids
+
+
 def panoptic_segments(
     instance_ids: np.ndarray, table: LabelTable
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -95,7 +122,7 @@ def panoptic_segments(
         "category_id" (train id), "isthing", "iscrowd" (group regions) and "area" (pixels). A stuff
         class is one segment.
     """
-    found = _find(instance_ids, table, table.train_id_of != VOID_TRAIN_ID)
+    found = find_segments(instance_ids, table)
     isthing = table.thing_id_of_train[found.classes] >= 0
     lookup = np.zeros(len(table.train_id_of), dtype=np.int32)
     lookup[found.ids] = np.arange(1, len(found) + 1)
