@@ -63,6 +63,11 @@ _ACT_WITH: tuple[tuple[str, str, Callable[[CfgNode], bool]], ...] = (
         "SOLVER.CLIP_GRADIENTS.ENABLED True",
         _on("SOLVER.CLIP_GRADIENTS.ENABLED"),
     ),
+    (
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm or full_model",
+        _is("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "full_model"),
+    ),
     ("MODEL.COMPILE_MODE", "MODEL.COMPILE True", _on("MODEL.COMPILE")),
     ("SOLVER.AMP.DTYPE", "SOLVER.AMP.ENABLED True", _on("SOLVER.AMP.ENABLED")),
     (

@@ -6,6 +6,7 @@ Shape letters: R pairs of half-open XYXY boxes; N images, C classes, H W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
+    "IOU_LOSSES",
     "bootstrapped_cross_entropy",
+    "ciou_loss",
+    "diou_loss",
     "giou_loss",
     "map_cross_entropy",
     "mean_of_hardest",
@@ -43,6 +47,33 @@ def giou_loss(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
     Returns:
         (R,) losses, or a scalar. The mean and the sum of no boxes are 0, with a gradient of zeros.
     """
+    return _box_loss(_giou, pred, target, reduction)
+
+
+def diou_loss(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+    """1 - IoU + d^2 / c^2 of each predicted box and its target, in [0, 2].
+
+    d is the distance of their centres, c the diagonal of the smallest box around both (Zheng et
+    al., "Distance-IoU Loss", AAAI 2020, eq. 7). Precision, degenerate boxes (both in one point have
+    a loss of 1), arguments and result as `giou_loss`.
+    """
+    return _box_loss(_diou, pred, target, reduction)
+
+
+def ciou_loss(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+    """`diou_loss` + alpha * v, in which v in [0, 1] compares the shapes.
+
+    v = (4 / pi^2) (atan(w_t / h_t) - atan(w / h))^2 and alpha = v / (1 - IoU + v), a factor without
+    gradient (the same, eq. 8 to 11). A side that is not positive counts as 0; of a box without any
+    the angle is 0.
+    """
+    return _box_loss(_ciou, pred, target, reduction)
+
+
+def _box_loss(
+    similarity: Callable[[Tensor, Tensor], Tensor], pred: Tensor, target: Tensor, reduction: str
+) -> Tensor:
+    """1 - similarity of each pair, in float32 at least, reduced."""
     if pred.shape != target.shape or pred.dim() != 2 or pred.shape[1] != 4:
         raise ValueError(
             f"expected two (R, 4) tensors, got {(*pred.shape,)} and {(*target.shape,)}"
@@ -51,17 +82,43 @@ def giou_loss(pred: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
         raise ValueError(f"reduction {reduction!r}; expected none, mean or sum")
     with torch.autocast(pred.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
-        loss = 1 - _giou(pred.to(dtype), target.to(dtype))
+        loss = 1 - similarity(pred.to(dtype), target.to(dtype))
         if reduction == "none":
             return loss
         return loss.sum() / max(len(loss), 1) if reduction == "mean" else loss.sum()
 
 
 def _giou(a: Tensor, b: Tensor) -> Tensor:
-    intersection = _area(torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:]))
+    intersection, union = _overlap(a, b)
     hull = _area(torch.minimum(a[:, :2], b[:, :2]), torch.maximum(a[:, 2:], b[:, 2:]))
-    union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - intersection
     return _ratio(intersection, union) - _ratio(hull - union, hull)
+
+
+def _diou(a: Tensor, b: Tensor) -> Tensor:
+    apart = (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2
+    hull = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+    distance = _ratio(apart.square().sum(dim=1), hull.square().sum(dim=1))
+    return _ratio(*_overlap(a, b)) - distance
+
+
+def _ciou(a: Tensor, b: Tensor) -> Tensor:
+    v = (4 / math.pi**2) * (_shape_angle(b) - _shape_angle(a)).square()
+    with torch.no_grad():
+        alpha = _ratio(v, 1 - _ratio(*_overlap(a, b)) + v)
+    return _diou(a, b) - alpha * v
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) areas of the intersections and of the unions."""
+    intersection = _area(torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:]))
+    return intersection, _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - intersection
+
+
+def _shape_angle(boxes: Tensor) -> Tensor:
+    """(R,) atan(width / height), and 0 without a gradient where a box has neither."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).unbind(dim=1)
+    point = (width <= 0) & (height <= 0)
+    return torch.atan2(torch.where(point, 0.0, width), torch.where(point, 1.0, height))
 
 
 def _area(low: Tensor, high: Tensor) -> Tensor:
@@ -74,6 +131,14 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, and 0 without a gradient where the whole is 0."""
     empty = whole <= 0
     return torch.where(empty, 0.0, part / torch.where(empty, 1.0, whole))
+
+
+# MODEL.ROI_BOX_HEAD.IOU_LOSS
+IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "giou": giou_loss,
+    "diou": diou_loss,
+    "ciou": ciou_loss,
+}
 
 
 def bootstrapped_cross_entropy(

@@ -1,4 +1,4 @@
-"""ROI heads with a GIoU term: (1 - w) * standard losses + w * GIoU loss.
+"""ROI heads with a GIoU term: (1 - w) * standard losses + w * GIoU loss, or DIoU, or CIoU.
 
 Shape letters: R RoIs of the mini-batch, F foreground RoIs among them, K thing classes. "Deltas" are
 Detectron2's (dx, dy, dw, dh) that turn a proposal into a detection.
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from d2_cityscapes.errors import D2CityscapesError
-from d2_cityscapes.layers.losses import giou_loss
+from d2_cityscapes.layers.losses import IOU_LOSSES
 
 __all__ = ["GIOU_LOSS", "GIoUOutputLayers", "GIoUROIHeads", "check_giou_weight", "scale_losses"]
 
-GIOU_LOSS = "loss_box_giou"
+GIOU_LOSS = "loss_box_giou"  # in `loss_weight`, of the term whichever loss it is
 
 
 def check_giou_weight(weight: float) -> None:
@@ -45,12 +45,33 @@ def scale_losses(part: nn.Module, factor: float) -> None:
 
 
 class GIoUOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's box predictor with one more loss, "loss_box_giou".
+    """Detectron2's box predictor with one more loss, "loss_box_giou" (or "_diou", "_ciou").
 
     It is the mean, over the foreground RoIs of all images, of 1 - GIoU between the matched truth
     box and the box decoded from the deltas of the truth class; 0, still connected to the
-    predictions, where there is no foreground.
+    predictions, where there is no foreground. In place of GIoU any of `IOU_LOSSES`.
     """
+
+    @configurable
+    def __init__(self, input_shape: Any, *, iou_loss: str = "giou", **kwargs: Any) -> None:
+        """
+        Args:
+            input_shape: of the features.
+            iou_loss: key of `IOU_LOSSES`.
+            kwargs: the arguments of `FastRCNNOutputLayers`.
+        """
+        super().__init__(input_shape, **kwargs)
+        self.iou_loss = IOU_LOSSES[iou_loss]
+        self.loss_name = f"loss_box_{iou_loss}"
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        kind = cfg.MODEL.ROI_BOX_HEAD.IOU_LOSS
+        if kind not in IOU_LOSSES:
+            raise D2CityscapesError(
+                f"MODEL.ROI_BOX_HEAD.IOU_LOSS {kind!r}: use {' or '.join(IOU_LOSSES)}"
+            )
+        return {**super().from_config(cfg, input_shape), "iou_loss": kind}
 
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -58,10 +79,10 @@ class GIoUOutputLayers(FastRCNNOutputLayers):
         """As in Detectron2; `predictions` are (R, K + 1) logits and (R, K * 4) or (R, 4) deltas."""
         losses = super().losses(predictions, proposals)
         weight = self.loss_weight.get(GIOU_LOSS, 1.0)
-        losses[GIOU_LOSS] = self._giou_loss(predictions[1], proposals) * weight
+        losses[self.loss_name] = self._box_loss(predictions[1], proposals) * weight
         return losses
 
-    def _giou_loss(self, deltas: Tensor, proposals: list[Instances]) -> Tensor:
+    def _box_loss(self, deltas: Tensor, proposals: list[Instances]) -> Tensor:
         if not proposals:
             return deltas.sum() * 0
         classes = cat([p.gt_classes for p in proposals])
@@ -77,7 +98,7 @@ class GIoUOutputLayers(FastRCNNOutputLayers):
         with torch.autocast(deltas.device.type, enabled=False):
             # apply_deltas works in float32 and clamps dw and dh before exp, as at inference.
             decoded = self.box2box_transform.apply_deltas(deltas, boxes)
-            loss = torch.where(foreground, giou_loss(decoded, truth), 0)
+            loss = torch.where(foreground, self.iou_loss(decoded, truth), 0)
             return loss.sum() / foreground.sum().clamp(min=1)
 
 
@@ -88,7 +109,7 @@ def _matched_boxes(proposals: Instances) -> Boxes:
 
 @ROI_HEADS_REGISTRY.register()
 class GIoUROIHeads(StandardROIHeads):
-    """`StandardROIHeads` whose losses become (1 - w) * each standard loss and w * "loss_box_giou".
+    """`StandardROIHeads` whose losses become (1 - w) * each standard loss and w * the GIoU loss.
 
     With w = 0 it is `StandardROIHeads`, bit for bit. Built from a config, it also gives the RPN of
     the model that it becomes a part of its (1 - w), whoever builds that; `SeamlessPanoptic` does so
@@ -142,8 +163,8 @@ class GIoUROIHeads(StandardROIHeads):
         """See `StandardROIHeads.forward`."""
         instances, losses = super().forward(images, features, proposals, targets)
         if self.training and self.giou_weight > 0:
-            w = self.giou_weight
-            losses = {k: v * (w if k == GIOU_LOSS else 1 - w) for k, v in losses.items()}
+            w, own = self.giou_weight, self.box_predictor.loss_name
+            losses = {k: v * (w if k == own else 1 - w) for k, v in losses.items()}
         return instances, losses
 
 

@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.layers.losses import IOU_LOSSES
 from d2_cityscapes.modeling.box_head import GIOU_LOSS, GIoUOutputLayers, GIoUROIHeads
 
 FEATURES, CLASSES = 6, 3
@@ -150,7 +151,7 @@ def test_deltas_of_the_background_do_not_matter(agnostic):
         _, deltas = layers(x[chosen])
         if len(chosen) == 7:
             _, deltas = spoilt_in([1, 3, 5], layers, x)
-        found.append(layers._giou_loss(deltas, [own]))
+        found.append(layers._box_loss(deltas, [own]))
         (gradient,) = torch.autograd.grad(found[-1], layers.bbox_pred.bias)
         gradients.append(gradient)
     torch.testing.assert_close(*found, rtol=1e-6, atol=0)
@@ -162,7 +163,7 @@ def test_the_giou_loss_waits_for_nothing(fake_gpu):
     found = proposals([0, CLASSES, 2]).to("cuda")
     _, deltas = layers(torch.randn(3, FEATURES, device="cuda"))
     with fake_gpu.watch() as seen:
-        layers._giou_loss(deltas, [found]).backward()
+        layers._box_loss(deltas, [found]).backward()
     assert seen.total == 0, seen.table()
 
 
@@ -255,4 +256,36 @@ def test_refuses_a_predictor_without_the_loss(tiny_cfg):
 def test_refuses_a_weight_outside_0_to_1(tiny_cfg, weight):
     tiny_cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = weight
     with pytest.raises(D2CityscapesError, match="GIOU_WEIGHT"):
+        build_detectron2_model(tiny_cfg)
+
+
+def test_the_term_may_be_of_another_kind(tiny_cfg, batch):
+    """It takes the place of GIoU, with its weight, and all else stays as it is, to the bit."""
+    tiny_cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = 0.25
+    found, others = {}, []
+    for kind in IOU_LOSSES:
+        tiny_cfg.MODEL.ROI_BOX_HEAD.IOU_LOSS = kind
+        torch.manual_seed(0)
+        losses = losses_of(build_detectron2_model(tiny_cfg), batch)
+        found[kind] = losses.pop(f"loss_box_{kind}").item()
+        others.append(losses)
+    assert "loss_cls" in others[0] and others == [others[0]] * 3
+    assert found["giou"] != found["diou"] and min(found.values()) > 0
+
+
+@pytest.mark.parametrize("kind", IOU_LOSSES)
+def test_its_boxes_are_those_of_the_deltas(kind):
+    layers, every = predictor(), proposals([1, 0, CLASSES])
+    layers.iou_loss = IOU_LOSSES[kind]
+    x = torch.randn(3, FEATURES)
+    deltas = layers(x)[1].view(3, CLASSES, 4)[[0, 1], [1, 0]]
+    boxes = layers.box2box_transform.apply_deltas(deltas, every.proposal_boxes.tensor[:2])
+    expected = IOU_LOSSES[kind](boxes, every.gt_boxes.tensor[:2], "mean")
+    torch.testing.assert_close(layers._box_loss(layers(x)[1], [every]), expected)
+
+
+def test_an_unknown_kind_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = 0.25
+    tiny_cfg.MODEL.ROI_BOX_HEAD.IOU_LOSS = "eiou"
+    with pytest.raises(D2CityscapesError, match="IOU_LOSS 'eiou': use giou or diou or ciou"):
         build_detectron2_model(tiny_cfg)

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 _STEERING = tuple(
     f"SOLVER.{key}"
     for key in (
-        "BASE_LR", "BIAS_LR", "CLIP_", "COSINE_", "GAMMA", "LR_", "MOMENTUM", "NESTEROV",
-        "PLATEAU", "STEPS", "WARMUP", "WEIGHT_DECAY",
+        "BASE_LR", "BIAS_LR", "CLIP_", "COSINE_", "GAMMA", "LAYER_DECAY", "LR_", "MOMENTUM",
+        "NESTEROV", "PLATEAU", "POLY_", "STEPS", "WARMUP", "WEIGHT_DECAY",
     )
 )  # fmt: skip
 

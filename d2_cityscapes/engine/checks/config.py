@@ -11,6 +11,7 @@ from d2_cityscapes.engine.checks.model import check_architecture, check_precise_
 from d2_cityscapes.engine.checks.values import check_values
 from d2_cityscapes.engine.computing import check_computing
 from d2_cityscapes.engine.setup import ConfigError, check_datasets
+from d2_cityscapes.engine.step.parameter_groups import check_parameter_settings
 from d2_cityscapes.engine.step.schedules import check_schedule
 from d2_cityscapes.engine.step.training_step import check_training_step
 from d2_cityscapes.files import check_folder
@@ -36,6 +37,7 @@ def check_config(cfg: CfgNode, *, train: bool) -> None:
     check_datasets(cfg, train=train)
     if train:
         check_schedule(cfg)
+        check_parameter_settings(cfg)
         check_training_step(cfg)
         check_averaging(cfg)
         check_precise_bn(cfg)

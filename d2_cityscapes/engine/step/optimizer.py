@@ -8,16 +8,17 @@ from collections.abc import Iterable
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
-from detectron2.solver.build import get_default_optimizer_params
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_value_
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.engine.step.parameter_groups import named_settings, parameter_groups
 from d2_cityscapes.errors import building
 from d2_cityscapes.modeling.freezing.freeze import later_parameters_on
 
 __all__ = ["build_optimizer", "by_kind", "largest_gradient", "optimized_parameters"]
 
+_CLIP_TYPES = ("value", "norm", "full_model")
 _KINDS = {"SGD": torch.optim.SGD, "ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}
 
 
@@ -29,32 +30,36 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
     SGD is Detectron2's own. Adam and AdamW have PyTorch's default betas and the same parameter
     groups as SGD: SOLVER.WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR and
-    CLIP_GRADIENTS act on all three. Adam's weight decay is L2, AdamW's is decoupled.
+    CLIP_GRADIENTS act on all three. Adam's weight decay is L2, AdamW's is decoupled. What of SOLVER
+    changes single parameters, LR_MULTIPLIERS and the like: see `parameter_groups`.
 
     SOLVER.FUSED changes no result beyond rounding. The states of fused and other optimizers take
     each other's place, in either layout of memory. Of a loaded state the settings of the groups do
     not count: weight decay, momentum and the like stay those of the config.
 
     Raises:
-        ConfigError: another name, settings that PyTorch refuses, or no fused optimizer for the
-            device of the model.
+        ConfigError: another name, settings that PyTorch refuses, patterns without effect, or no
+            fused optimizer for the device of the model.
     """
     name = cfg.SOLVER.OPTIMIZER
     if name not in _KINDS:
         raise ConfigError(f"SOLVER.OPTIMIZER {name!r}: use SGD, ADAM or ADAMW")
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):
-        raise ConfigError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: use value or norm")
+    if clip.ENABLED and clip.CLIP_TYPE not in _CLIP_TYPES:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: use {' or '.join(_CLIP_TYPES)}"
+        )
     if cfg.SOLVER.FUSED:
         _check_fused(name, next(model.parameters()).device)
-    own = name != "SGD" or cfg.SOLVER.FUSED
+    own = name != "SGD" or cfg.SOLVER.FUSED or named_settings(cfg)
     try:
         with later_parameters_on(model):
             optimizer = _build(cfg, model) if own else _build_detectron2(cfg, model)
     except ValueError as error:  # no momentum for Nesterov, a negative rate, nothing to train
         raise ConfigError(f"SOLVER.OPTIMIZER {name!r}: {error}") from error
-    if clip.ENABLED:
-        optimizer.register_step_pre_hook(lambda optimizer, *_: _clip_gradients(optimizer, clip))
+    if clip.ENABLED:  # what it says is read now, so that it is known to act
+        how = (clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
+        optimizer.register_step_pre_hook(lambda optimizer, *_: _clip_gradients(optimizer, *how))
     optimizer.register_load_state_dict_pre_hook(_keep_settings)
     if cfg.SOLVER.FUSED:
         optimizer.register_step_pre_hook(lambda optimizer, *_: _complete_state(optimizer))
@@ -75,13 +80,7 @@ def _build_detectron2(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optim
 
 def _build(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-    )
+    groups = parameter_groups(cfg, model)
     options = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "SGD":
         options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
@@ -136,16 +135,21 @@ def _complete_state(optimizer: torch.optim.Optimizer) -> None:
                     state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _clip_gradients(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:
+def _clip_gradients(
+    optimizer: torch.optim.Optimizer, kind: str, most: float, norm_type: float
+) -> None:
     """Clip each parameter's gradient by itself, as Detectron2 does, but all at once.
 
-    What has no gradient, such as what is frozen for now, is passed over.
+    Or, by "full_model", all of them as one vector, as Mask2Former and DETR do it. What has no
+    gradient, such as what is frozen for now, is passed over.
     """
     parameters = optimized_parameters(optimizer)
-    if clip.CLIP_TYPE == "value":
-        clip_grad_value_(parameters, clip.CLIP_VALUE)
+    if kind == "value":
+        clip_grad_value_(parameters, most)
+    elif kind == "full_model":
+        clip_grad_norm_(parameters, most, norm_type)
     else:
-        _clip_norms(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+        _clip_norms(parameters, most, norm_type)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: Detectron2's own, cosine with a floor, constant, and on plateaus."""
+"""Learning-rate schedules: Detectron2's own, cosine, polynomial, constant, and on plateaus."""
 
 from __future__ import annotations
 
@@ -203,11 +203,42 @@ def _plateau(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> PlateauLR:
     )
 
 
+def _poly(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    _check_range(cfg, "POLY_LR_POWER", 0)
+    _check_range(cfg, "POLY_LR_CONSTANT_ENDING", 0, 1)
+    return LRMultiplier(optimizer, _Poly(cfg.SOLVER), cfg.SOLVER.MAX_ITER)
+
+
 _BUILDERS: dict[str, Callable[[CfgNode, torch.optim.Optimizer], LRMultiplier]] = {
     "WarmupCosineLR": _cosine,
+    "WarmupPolyLR": _poly,
     "WarmupConstantLR": _constant,
     "ReduceLROnPlateau": _plateau,
 }
+
+
+class _Poly(ParamScheduler):
+    """(1 - iteration / MAX_ITER) ** power, as Detectron2's DeepLab project has it.
+
+    The warm-up is a factor of it, where those of other schedules lead to it. Behind the warm-up it
+    falls no lower than POLY_LR_CONSTANT_ENDING.
+    """
+
+    def __init__(self, solver: CfgNode) -> None:
+        if solver.WARMUP_METHOD not in ("linear", "constant"):
+            raise ValueError(f"Unknown warmup method: {solver.WARMUP_METHOD}")
+        self._length, self._power = solver.MAX_ITER, solver.POLY_LR_POWER
+        self._end = solver.POLY_LR_CONSTANT_ENDING
+        self._warmup, self._start = solver.WARMUP_ITERS, solver.WARMUP_FACTOR
+        self._is_linear = solver.WARMUP_METHOD == "linear"
+
+    def __call__(self, where: float) -> float:
+        step = round(where * self._length)
+        left = max(1.0 - step / self._length, 0.0) ** self._power
+        if step >= self._warmup:
+            return max(left, self._end)
+        part = step / self._warmup if self._is_linear else 0.0
+        return (self._start * (1 - part) + part) * left
 
 
 class _Held(ParamScheduler):

@@ -86,11 +86,9 @@ def test_clipping_is_that_of_each_parameter_bit_for_bit(kind, norm_type, scale):
         parameter.grad = torch.randn_like(parameter).mul_(scale)
         if number % 5 == 4:
             parameter.grad = None
-    cfg = _config("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
-                  norm_type, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.3")  # fmt: skip
     copies = [None if p.grad is None else p.grad.clone() for p in parameters]
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    _clip_gradients(optimizer, cfg.SOLVER.CLIP_GRADIENTS)
+    _clip_gradients(optimizer, kind, 0.3, float(norm_type))
     for parameter, copy in zip(parameters, copies, strict=True):
         if copy is None:
             assert parameter.grad is None
@@ -120,9 +118,26 @@ def test_the_largest_gradient_is_finite_where_all_are(value, place):
     assert found == expected or (found != found and value != value)
 
 
+def test_clipping_of_the_whole_model_keeps_the_direction():
+    """Gradients (3), (0, 4) and none: of length 5 together, 0.01 after."""
+    clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.01"]
+    cfg = _config(*clip, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "SOLVER.BASE_LR", "1.0",
+                  "SOLVER.MOMENTUM", "0.0", "SOLVER.WEIGHT_DECAY", "0.0")  # fmt: skip
+    model = nn.ParameterList([torch.zeros(1), torch.zeros(2), torch.zeros(1)])
+    optimizer = build_optimizer(cfg, model)
+    for scale, length in ((1.0, 0.01), (1e-4, 5e-4)):  # the second is short enough as it is
+        model[0].grad, model[1].grad = torch.tensor([3.0]), torch.tensor([0.0, 4.0])
+        for parameter in (model[0], model[1]):
+            parameter.grad *= scale
+            nn.init.zeros_(parameter)
+        optimizer.step()
+        moved = [*model[0].tolist(), *model[1].tolist(), *model[2].tolist()]
+        assert moved == pytest.approx([-0.6 * length, 0.0, -0.8 * length, 0.0], rel=1e-4)
+
+
 def test_an_unknown_way_of_clipping():
     cfg = _config("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "max")
-    with pytest.raises(ConfigError, match="'max': use value or norm"):
+    with pytest.raises(ConfigError, match="'max': use value or norm or full_model"):
         build_optimizer(cfg, _model())
 
 
@@ -273,7 +288,7 @@ def test_what_is_unfrozen_later_joins_a_fused_step(both):
     assert models[1][1].weight.equal(_model()[1].weight)
 
 
-@pytest.mark.parametrize("kind", ["value", "norm"])
+@pytest.mark.parametrize("kind", ["value", "norm", "full_model"])
 def test_fused_steps_are_clipped(kind, both):
     clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind,
             "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.01"]  # fmt: skip

@@ -6,10 +6,12 @@ import argparse
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.engine.hooks import EvalHook
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from detectron2.solver import build_lr_scheduler as build_detectron2
 from detectron2.utils import comm
 from hypothesis import given
@@ -134,6 +136,30 @@ def test_plateaus_are_pytorchs(losses, patience, factor, min_lr):
         assert rates == pytest.approx([expected, 2 * expected], rel=1e-12)
 
 
+@pytest.mark.parametrize("method", ["linear", "constant"])
+@pytest.mark.parametrize("warmup", [0, 4, 20])
+@pytest.mark.parametrize(("power", "ending"), [(0.9, 0.0), (2.0, 0.3), (0.0, 0.0)])
+def test_poly_is_that_of_detectron2s_deeplab(power, ending, warmup, method):
+    settings = {"WARMUP_ITERS": warmup, "WARMUP_METHOD": method, "WARMUP_FACTOR": 0.01}
+    poly = {"POLY_LR_POWER": power, "POLY_LR_CONSTANT_ENDING": ending}
+    cfg = make_config("WarmupPolyLR", **settings, **poly)
+    ours = learning_rates(build_lr_scheduler(cfg, make_optimizer(0.1, 0.2)), 12)
+    theirs = WarmupPolyLR(
+        make_optimizer(0.1, 0.2), 12, 0.01, warmup, method, power=power, constant_ending=ending
+    )
+    assert np.allclose(ours, learning_rates(theirs, 12), rtol=1e-14, atol=0)
+    assert power == 0 or len(set(ours)) > 5
+
+
+def test_poly_by_hand():
+    """Power 1 over 12 steps; a warm-up of 4 from 0; no lower than 0.4, also behind the end."""
+    settings = {"WARMUP_ITERS": 4, "WARMUP_FACTOR": 0.0, "POLY_LR_POWER": 1.0}
+    cfg = make_config("WarmupPolyLR", **settings, POLY_LR_CONSTANT_ENDING=0.4)
+    rates = learning_rates(build_lr_scheduler(cfg, make_optimizer(12.0)), 14)
+    warm, falls = [0, 11 / 4, 10 / 2, 9 * 3 / 4], [8, 7, 6, 5]
+    assert [rate for (rate,) in rates] == pytest.approx([*warm, *falls, *[4.8] * 6])
+
+
 def test_a_plateau_acts_on_the_next_step_and_on_the_warmup():
     settings = {"WARMUP_FACTOR": 0.0, "WARMUP_ITERS": 4, "PLATEAU.PATIENCE": 0}
     optimizer = make_optimizer(0.1)
@@ -188,9 +214,12 @@ def test_a_state_of_another_schedule_begins_without_plateaus():
         (
             "CosineLR",
             {},
-            r"'CosineLR': .*use one of WarmupMultiStepLR, WarmupCosineLR, WarmupConstantLR, "
-            "ReduceLROnPlateau",
+            r"'CosineLR': .*use one of WarmupMultiStepLR, WarmupCosineLR, WarmupPolyLR, "
+            "WarmupConstantLR, ReduceLROnPlateau",
         ),
+        ("WarmupPolyLR", {"POLY_LR_POWER": -0.1}, r"SOLVER.POLY_LR_POWER -0.1: .* at least 0"),
+        ("WarmupPolyLR", {"POLY_LR_CONSTANT_ENDING": 1.1}, r"CONSTANT_ENDING 1.1: .* from 0 to 1"),
+        ("WarmupPolyLR", {"WARMUP_METHOD": "exp"}, "Unknown warmup method: exp"),
         ("WarmupMultiStepLR", {"STEPS": "(9, 6)"}, r"'WarmupMultiStepLR': Milestone"),
         ("WarmupConstantLR", {"WARMUP_METHOD": "exp"}, "Unknown warmup method: exp"),
         ("WarmupConstantLR", {"MAX_ITER": 0}, r"SOLVER.MAX_ITER 0: use a number at least 1"),

@@ -121,7 +121,9 @@ PRECISIONS = {
 def test_all_combinations_make_the_step_of_float32(precision, optimizer):
     """Precision, clipping, fused update and accumulation, against float32 without the last two."""
     dtype, tolerance = PRECISIONS[precision]
-    for clip, fused, steps in itertools.product(["", "value", "norm"], [False, True], [1, 2]):
+    for clip, fused, steps in itertools.product(
+        ["", "value", "norm", "full_model"], [False, True], [1, 2]
+    ):
         ends = []
         for ours in (True, False):
             model = Model()

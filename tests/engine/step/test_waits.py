@@ -102,7 +102,7 @@ class Many(nn.Module):
         self.layers = nn.ParameterList(nn.Parameter(torch.ones(n % 7 + 1)) for n in range(89))
 
 
-@pytest.mark.parametrize(("kind", "most"), [("norm", 8), ("value", 2)])
+@pytest.mark.parametrize(("kind", "most"), [("norm", 8), ("value", 2), ("full_model", 9)])
 def test_launches_of_clipping(fake_gpu, kind, most):
     """By norm, CUDA multiplies each gradient by its own factor: 88 more, all in one operation."""
     counts = []
