@@ -36,6 +36,7 @@ _REGISTERING = (
     "modeling.panoptic.seamless",
     "modeling.panoptic.semantic_head",
     "modeling.staged",
+    "modeling.universal.segmentor",
 )
 
 # A command (d2c.py) sets this while it is imported, and registers when it has read its arguments.

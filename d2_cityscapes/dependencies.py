@@ -1,4 +1,4 @@
-"""Detectron2 is needed by the glue rooms only; the one place that says so when it is missing."""
+"""Detectron2, which the glue rooms need, and extras: the one place that says what is missing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from d2_cityscapes.errors import MissingDetectron2Error
+from d2_cityscapes.errors import D2CityscapesError, MissingDetectron2Error
 
-__all__ = ["MISSING_DETECTRON2", "has_detectron2", "lazy_exports", "require_detectron2"]
+__all__ = [
+    "MISSING_DETECTRON2",
+    "has_detectron2",
+    "import_extra",
+    "lazy_exports",
+    "require_detectron2",
+]
 
 MISSING_DETECTRON2 = (
     "d2_cityscapes needs Detectron2, which is not installed and is not on PyPI: run "
@@ -26,6 +32,25 @@ def require_detectron2() -> None:
     """Raise `MissingDetectron2Error`, with the command to run, where Detectron2 is missing."""
     if not has_detectron2():
         raise MissingDetectron2Error(MISSING_DETECTRON2)
+
+
+def import_extra(module: str, needed_by: str) -> Any:
+    """A module of an extra of setup.py that has its name, imported where it is used.
+
+    Args:
+        module: e.g. "timm".
+        needed_by: the config key and value, or whatever else the user has asked for.
+
+    Raises:
+        D2CityscapesError: it is not installed, or cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise D2CityscapesError(
+            f"{needed_by} needs {module} ({error}): pip install 'd2_cityscapes[{module}]', or "
+            f"{module} by itself"
+        ) from error
 
 
 def lazy_exports(

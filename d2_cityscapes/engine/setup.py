@@ -22,6 +22,7 @@ from d2_cityscapes.data.training_set import training_images
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
+from d2_cityscapes.modeling.universal.hub import is_hub
 from d2_cityscapes.shipped import find_config, nearest_config
 
 __all__ = [
@@ -112,6 +113,8 @@ def check_weights_file(cfg: CfgNode) -> None:
     URLs and Detectron2's own schemes (``detectron2://``) are left to its path manager.
     """
     path = cfg.MODEL.WEIGHTS
+    if cfg.MODEL.META_ARCHITECTURE == "UniversalSegmentor" and is_hub(path):
+        return
     if path and "://" not in path and not Path(path).is_file():
         raise ConfigError(f"MODEL.WEIGHTS {path}: no such file")
 

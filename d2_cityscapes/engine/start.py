@@ -21,6 +21,7 @@ from d2_cityscapes.engine.setup import check_weights_file, load_config
 from d2_cityscapes.evaluation.results import ResultsError, read_results
 from d2_cityscapes.files import check_folder, check_not_read
 from d2_cityscapes.modeling.anchors.generator import resolve_anchors
+from d2_cityscapes.modeling.universal.hub import resolve_hub
 from d2_cityscapes.run_folder import (
     CONFIG,
     EVALUATION_CONFIG,
@@ -44,6 +45,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts, train=not args.eval_only)
     cfg = resolve_anchors(cfg)
     check_weights_file(cfg)
+    cfg = resolve_hub(cfg)
     check_config(cfg, train=not args.eval_only)
     return cfg
 

@@ -18,6 +18,7 @@ __all__ = [
     "SoftmaxMaskRCNNHead",
     "StagedRCNN",
     "StagedSegmentor",
+    "UniversalSegmentor",
     "build_model",
     "freeze_modules",
     "fuse_panoptic",
@@ -39,6 +40,7 @@ __getattr__ = lazy_exports(
         "SoftmaxMaskRCNNHead": "d2_cityscapes.modeling.mask_head",
         "StagedRCNN": "d2_cityscapes.modeling.staged",
         "StagedSegmentor": "d2_cityscapes.modeling.staged",
+        "UniversalSegmentor": "d2_cityscapes.modeling.universal.segmentor",
         "build_model": "d2_cityscapes.modeling.build",
     },
 )

@@ -59,7 +59,7 @@ def _heads(cfg: CfgNode, table: LabelTable) -> Iterator[tuple[str, int, int, str
         yield "MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES, things, "things"
     if isinstance(kind, type) and issubclass(kind, RetinaNet):
         yield "MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES, things, "things"
-    if "sem_seg" in model_tasks(cfg):
+    if "sem_seg" in model_tasks(cfg) and model.META_ARCHITECTURE != "UniversalSegmentor":
         key, found = "MODEL.SEM_SEG_HEAD.NUM_CLASSES", model.SEM_SEG_HEAD.NUM_CLASSES
         if model.META_ARCHITECTURE == "DeepLabV3Segmentor" and model.SEM_SEG_HEAD.VOID_CLASS >= 0:
             wanted = len(table.classes) + 1

@@ -24,6 +24,8 @@ from d2_cityscapes.engine.checkpoints.saving import (
 )
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.labels.record import CLASSES, class_record
+from d2_cityscapes.modeling.universal.hub import hub_classes, hub_config, hub_weights, is_hub
+from d2_cityscapes.modeling.universal.segmentor import UniversalSegmentor
 from d2_cityscapes.run_folder import LAST_CHECKPOINT
 from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file
 
@@ -134,6 +136,8 @@ class Checkpointer(DetectionCheckpointer):
         tag_checkpoint(self, last_filename_basename)
 
     def _local_file(self) -> str:
+        if self._of_hub():
+            return str(hub_config(self._path))
         address, _, self._query = self._path.partition("?")
         local = fetch_weights(address)
         if not os.path.isfile(local):
@@ -142,7 +146,13 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(f"{self._path}: no such file{named}")
         return local
 
+    def _of_hub(self) -> bool:
+        return isinstance(self.model, UniversalSegmentor) and is_hub(self._path)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if self._of_hub():
+            folder = Path(filename).parent
+            return {"model": hub_weights(folder), CLASSES: hub_classes(folder)}
         try:
             content = read_tensor_file(filename)
         except OSError as error:

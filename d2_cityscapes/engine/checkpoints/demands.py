@@ -32,7 +32,7 @@ __all__ = ["Demands"]
 
 logger = logging.getLogger(__name__)
 
-_BACKBONE = "backbone."
+_BACKBONE = ("backbone.", "network.model.pixel_level_module.encoder.")  # that of Mask2Former
 _TORCHVISION = "layer1.0.conv1.weight"  # a name of torchvision's; Detectron2 has res2.0 there
 
 
@@ -231,6 +231,7 @@ def _class_rows(
     things, classes = len(table.things), len(table.classes)
     semantic = ("sem_seg_head.predictor.*", "classifier.*", "aux_classifier.*")
     rows: dict[str, tuple[int, ...]] = dict.fromkeys(semantic, (classes, classes + 1))  # void
+    rows["network.class_predictor.*"] = (classes + 1,)  # of UniversalSegmentor: no object
     if kind == "things":
         rows = {
             "roi_heads.box_predictor*.cls_score.*": (things + 1,),  # background

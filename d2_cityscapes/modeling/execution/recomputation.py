@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from detectron2.layers import CNNBlockBase
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet
@@ -29,7 +30,8 @@ _BLOCKS = (CNNBlockBase, resnet.BasicBlock, resnet.Bottleneck)
 def checkpoint_stages(model: nn.Module) -> int:
     """Let the backbone of a model checkpoint each of its stages in training, in place.
 
-    The stages change their class, nothing else.
+    A model without such residual blocks, or its backbone, says by ``stages_to_checkpoint`` which
+    they are. The stages change their class, nothing else.
 
     Returns:
         How many.
@@ -38,14 +40,19 @@ def checkpoint_stages(model: nn.Module) -> int:
         D2CityscapesError: there are none.
     """
     backbone = getattr(model, "backbone", nn.Module())
-    stages = [module for module in backbone.modules() if _is_stage(module)]
+    tells = [module for module in model.modules() if hasattr(module, "stages_to_checkpoint")]
+    stages = [stage for module in tells for stage in module.stages_to_checkpoint()]
+    stages = stages or [module for module in backbone.modules() if _is_stage(module)]
     if not stages:
         raise D2CityscapesError(
             f"MODEL.BACKBONE.ACTIVATION_CHECKPOINTING: {type(backbone).__name__} has no residual "
             "blocks: set it to False, or use a ResNet"
         )
     for stage in stages:
-        stage.__class__ = _CheckpointedStage
+        kind = type(stage)
+        stage.__class__ = type(
+            kind.__name__, (_Checkpointed, kind), {"__module__": kind.__module__}
+        )
     return len(stages)
 
 
@@ -58,21 +65,22 @@ def _is_stage(module: nn.Module) -> bool:
     )
 
 
-class _CheckpointedStage(nn.Sequential):
-    """Residual blocks in sequence that keep only their input for the backward pass."""
+class _Checkpointed:
+    """Mixed into a stage, which comes behind it: keeps only its input for the backward pass."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    training: bool
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        forward = super().forward  # type: ignore[misc]
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(x)
+            return forward(*inputs, **named)
         if torch.compiler.is_compiling():  # a graph moves statistics in its forward part alone
-            return checkpoint(nn.Sequential.forward, self, x, use_reentrant=False)
-        return checkpoint(
-            nn.Sequential.forward, self, x, use_reentrant=False, context_fn=self._contexts
-        )
+            return checkpoint(forward, *inputs, use_reentrant=False, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=self._contexts, **named)
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """For the first pass and the second."""
-        return contextlib.nullcontext(), _statistics_as_they_are(self)
+        return contextlib.nullcontext(), _statistics_as_they_are(self)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Networks that predict a set of masks, each with a class: `UniversalSegmentor` and its parts."""
