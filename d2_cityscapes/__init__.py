@@ -28,6 +28,7 @@ _REGISTERING = (
     "data.register",
     "data.shard_folders",
     "modeling.anchors.generator",
+    "modeling.backbones.build",
     "modeling.box_head",
     "modeling.deeplab",
     "modeling.mask_head",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_safetensors
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import open_atomically
@@ -23,10 +24,11 @@ class TensorFileError(D2CityscapesError):
 
 
 def read_tensor_file(path: str | Path) -> Any:
-    """The content of a file of PyTorch, or of a ``.pkl`` of numpy arrays, on the CPU.
+    """The content of a file of PyTorch, a ``.pkl`` of numpy arrays or ``.safetensors``, on the CPU.
 
-    Both are pickles, which could call anything: here nothing but tensors, arrays, plain values and
-    their containers is made of them. This is the only place where this package opens such files.
+    The first two are pickles, which could call anything: here nothing but tensors, arrays, plain
+    values and their containers is made of them. This is the only place where this package opens
+    such files.
 
     Raises:
         TensorFileError: damaged, or with anything else in it.
@@ -37,6 +39,8 @@ def read_tensor_file(path: str | Path) -> Any:
         try:
             if path.suffix == ".pkl":
                 return _ArrayUnpickler(file, encoding="latin1").load()  # older ones: Python 2's
+            if path.suffix == ".safetensors":
+                return load_safetensors(file.read())
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file may fail in any way
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")

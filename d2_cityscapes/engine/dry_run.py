@@ -31,6 +31,7 @@ from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_param
 from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.memory import is_out_of_memory
+from d2_cityscapes.modeling.backbones.weights import without_timm_weights
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import (
     FreezeReport,
@@ -224,7 +225,7 @@ def largest_that_fits(fits: Callable[[int], bool], start: int, most: int) -> int
 
 def _settings(cfg: CfgNode, processes: int) -> CfgNode:
     """The config of one of the processes, for images of the largest size."""
-    cfg = scale_to_world(cfg, processes).clone()
+    cfg = without_timm_weights(scale_to_world(cfg, processes)).clone()  # which may be far away
     cfg.defrost()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ConfigError(

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 
 from d2_cityscapes.config import get_cfg, leaves, plain, value_of
 from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.modeling.backbones.weights import uses_timm
 
 __all__ = [
     "changed_keys",
@@ -50,6 +51,10 @@ def _is(key: str, *values: Any) -> Callable[[CfgNode], bool]:
 
 def _on(key: str) -> Callable[[CfgNode], bool]:
     return lambda cfg: bool(value_of(cfg, key))
+
+
+def _norm_of_body(cfg: CfgNode) -> str:
+    return cfg.MODEL.TIMM.NORM if uses_timm(cfg) else cfg.MODEL.RESNETS.NORM
 
 
 # Keys (patterns) that are read whether or not they act: when they do, in words and as a rule.
@@ -98,7 +103,13 @@ _ACT_WITH: tuple[tuple[str, str, Callable[[CfgNode], bool]], ...] = (
     (
         "MODEL.FREEZE.NORM_EVAL",
         "MODEL.FREEZE.MODULES, and norms that learn in them",
-        lambda cfg: bool(cfg.MODEL.FREEZE.MODULES) and cfg.MODEL.RESNETS.NORM != "FrozenBN",
+        lambda cfg: bool(cfg.MODEL.FREEZE.MODULES) and _norm_of_body(cfg) != "FrozenBN",
+    ),
+    ("MODEL.TIMM.FILE", "MODEL.TIMM.PRETRAINED True", _on("MODEL.TIMM.PRETRAINED")),
+    (
+        "MODEL.BACKBONE.NAME",
+        "another model than DeepLabV3Segmentor, or with build_timm_fpn_backbone",
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE != "DeepLabV3Segmentor" or uses_timm(cfg),
     ),
     ("INPUT.CROP.*", "INPUT.CROP.ENABLED True", _on("INPUT.CROP.ENABLED")),
     (
@@ -120,6 +131,12 @@ _ACT_WITH: tuple[tuple[str, str, Callable[[CfgNode], bool]], ...] = (
         "MODEL.PANOPTIC_FPN.COMBINE.[!E]*",
         "MODEL.PANOPTIC_FPN.COMBINE.ENABLED True",
         _on("MODEL.PANOPTIC_FPN.COMBINE.ENABLED"),
+    ),
+    ("TEST.AUG.[!E]*", "TEST.AUG.ENABLED True", _on("TEST.AUG.ENABLED")),
+    (
+        "TEST.SLIDING_WINDOW.[!E]*",
+        "TEST.SLIDING_WINDOW.ENABLED True",
+        _on("TEST.SLIDING_WINDOW.ENABLED"),
     ),
     ("TEST.PRECISE_BN.*", "TEST.PRECISE_BN.ENABLED True", _on("TEST.PRECISE_BN.ENABLED")),
     ("TEST.VAL_LOSS_DATASET", "TEST.VAL_LOSS_PERIOD above 0", _on("TEST.VAL_LOSS_PERIOD")),
@@ -202,7 +219,7 @@ def check_key_effects(
         cfg: the config.
         reads: what was read of it while everything was built, see `recorded`.
         allowed: True, or the keys, that only get a warning; so does a mask head where MODEL.MASK_ON
-            is False.
+            is False, and a ResNet where MODEL.BACKBONE.NAME is another body.
         sections: first parts of the names to judge; empty for all.
 
     Raises:
@@ -255,6 +272,8 @@ def _idle(cfg: CfgNode, keys: Iterable[str]) -> dict[str, str]:
 
 def _is_switched_off(cfg: CfgNode, key: str) -> bool:
     """Whether a key belongs to a part that a config may leave out by one switch of its own."""
+    if key.startswith("MODEL.RESNETS."):
+        return uses_timm(cfg)
     return key.startswith("MODEL.ROI_MASK_HEAD.") and not cfg.MODEL.MASK_ON
 
 
@@ -266,6 +285,7 @@ def _reader(cfg: CfgNode, key: str) -> str:
     """Who does not read a key: the component that its section chooses, else the whole model."""
     names = {
         "MODEL.BACKBONE": cfg.MODEL.BACKBONE.NAME,
+        "MODEL.TIMM": cfg.MODEL.BACKBONE.NAME,
         "MODEL.RPN": cfg.MODEL.PROPOSAL_GENERATOR.NAME,
         "MODEL.SEM_SEG_HEAD": cfg.MODEL.SEM_SEG_HEAD.NAME,
         "MODEL.ROI_HEADS": cfg.MODEL.ROI_HEADS.NAME,

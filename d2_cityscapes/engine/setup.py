@@ -22,6 +22,8 @@ from d2_cityscapes.data.training_set import training_images
 from d2_cityscapes.engine.devices import unusable_gpu, why_no_device
 from d2_cityscapes.errors import D2CityscapesError, nearest
 from d2_cityscapes.files import expanded
+from d2_cityscapes.modeling.backbones.pixels import settle_pixels
+from d2_cityscapes.modeling.backbones.weights import begins_with_timm, uses_timm
 from d2_cityscapes.modeling.universal.hub import is_hub
 from d2_cityscapes.shipped import find_config, nearest_config
 
@@ -67,6 +69,8 @@ def load_config(
     after FILTER_EMPTY_ANNOTATIONS, where it acts, and RANDOM_SUBSET_RATIO, each counted once
     whatever the sampler repeats.
 
+    MODEL.PIXEL_MEAN and PIXEL_STD become those of a timm network's weights, see `settle_pixels`.
+
     Without a GPU, MODEL.DEVICE "cuda" becomes "cpu" and SOLVER.AMP.ENABLED, which was made for the
     GPU, False; each with a logged line. A GPU that PyTorch cannot use is an error, see
     `unusable_gpu`. Where MODEL.DEVICE says "cpu" it stays as it is.
@@ -103,6 +107,7 @@ def load_config(
     if train:
         _settle_lengths(cfg, opts[::2])
     _settle_device(cfg)
+    cfg = settle_pixels(cfg)
     cfg.freeze()
     return cfg
 
@@ -123,18 +128,21 @@ def check_start(cfg: CfgNode) -> None:
     """Refuse to begin with a random network that nobody has asked for.
 
     Raises:
-        ConfigError: there are no MODEL.WEIGHTS, and MODEL.FROM_SCRATCH does not say why.
+        ConfigError: there are no MODEL.WEIGHTS, nor those of MODEL.TIMM.PRETRAINED, and
+            MODEL.FROM_SCRATCH does not say why.
     """
-    if cfg.MODEL.WEIGHTS or cfg.MODEL.FROM_SCRATCH:
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.FROM_SCRATCH or begins_with_timm(cfg):
         return
     stays = ""
     if cfg.MODEL.FREEZE.MODULES:
         stays = f", of which {', '.join(cfg.MODEL.FREEZE.MODULES)} would stay so"
-    elif cfg.MODEL.RESNETS.NORM == "FrozenBN":
+    elif not uses_timm(cfg) and cfg.MODEL.RESNETS.NORM == "FrozenBN":
         stays = ", with norms that never train"
+    timm = ", take those of timm by MODEL.TIMM.PRETRAINED True" if uses_timm(cfg) else ""
     raise ConfigError(
         f"MODEL.WEIGHTS is empty: training would begin with a random network{stays}; name the "
-        "weights to begin from, or say that it is meant by --from-scratch (MODEL.FROM_SCRATCH True)"
+        f"weights to begin from{timm}, or say that it is meant by --from-scratch "
+        "(MODEL.FROM_SCRATCH True)"
     )
 
 
@@ -272,6 +280,7 @@ def _expand_paths(cfg: CfgNode) -> None:
     cfg.OUTPUT_DIR = expanded(cfg.OUTPUT_DIR)
     kmeans = cfg.MODEL.ANCHOR_GENERATOR.KMEANS
     kmeans.SOURCE = expanded(kmeans.SOURCE)
+    cfg.MODEL.TIMM.FILE = expanded(cfg.MODEL.TIMM.FILE)
 
 
 def _merge(cfg: CfgNode, source: str | Path, merge: Callable[[], object]) -> None:

@@ -7,6 +7,7 @@ from detectron2.modeling import build_model as _build_detectron2_model
 from torch import nn
 
 from d2_cityscapes.errors import building
+from d2_cityscapes.modeling.backbones.pixels import settle_pixels
 from d2_cityscapes.modeling.box_head import check_giou_weight
 from d2_cityscapes.modeling.options import are_in_force, put_into_force
 
@@ -20,7 +21,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     The meta-architectures of this package see to it themselves. For those of Detectron2, such as
     "GeneralizedRCNN", `put_into_force` is called here.
 
-    The weights are random: load a checkpoint next.
+    The weights are random, but for those of MODEL.TIMM.PRETRAINED: load a checkpoint next.
 
     Raises:
         D2CityscapesError: an unknown component, one that Detectron2 cannot build, a weight outside
@@ -28,6 +29,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
             be used.
     """
     check_giou_weight(cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT)
+    cfg = settle_pixels(cfg)
     model = _build_detectron2_model(cfg)
     if not are_in_force(model):
         put_into_force(cfg, model)

@@ -1,4 +1,4 @@
-"""torchvision's DeepLabv3 as a Detectron2 model.
+"""torchvision's DeepLabv3 as a Detectron2 model, or with a network of timm below its heads.
 
 Shape letters: N images of a batch, h, w pixels of the network's input, H, W pixels of the wanted
 output; K channels of the heads, of which the first C are the classes, 19 of Cityscapes.
@@ -6,7 +6,7 @@ output; K channels of the heads, of which the first C are the classes, 19 of Cit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,19 +20,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.fcn import FCNHead
 
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.layers.losses import map_cross_entropy
 from d2_cityscapes.layers.recomputed import recomputed
+from d2_cityscapes.modeling.backbones.build import build_timm_encoder
+from d2_cityscapes.modeling.backbones.weights import uses_timm
 from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
 
 __all__ = ["DeepLabV3Segmentor"]
 
 _NETWORKS = {50: deeplabv3_resnet50, 101: deeplabv3_resnet101}
+_PARTS = ("backbone", "classifier", "aux_classifier")
 _AUX = "aux_classifier."
+# Output stride -> rates of the head's dilated convolutions (Chen et al., "Rethinking Atrous
+# Convolution for Semantic Image Segmentation", 2017, section 4.1: twice those of 16 at 8).
+_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 
 
 @META_ARCH_REGISTRY.register()
@@ -41,7 +49,8 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
 
     The parts keep torchvision's names, so that its state dict loads as it is; with another number
     of channels than its 21, only the last layers of the two heads (``classifier.4`` and
-    ``aux_classifier.4``) differ.
+    ``aux_classifier.4``) differ. With MODEL.BACKBONE.NAME "build_timm_fpn_backbone" the network of
+    MODEL.TIMM stands in place of the ResNet, without its FPN.
 
     Void pixels are left out of the loss, or trained as one more class. Predictions are scores of
     the classes of the configured datasets alone in both cases.
@@ -101,15 +110,17 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Of MODEL.RESNETS it takes DEPTH and NORM; MODEL.FREEZE freezes, not FREEZE_AT."""
+        """It takes MODEL.RESNETS.DEPTH and NORM, or MODEL.TIMM; FREEZE_AT acts on neither."""
         head = cfg.MODEL.SEM_SEG_HEAD
         classes = len(label_table_of(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST).classes)
         _check_classes(head.NUM_CLASSES, head.VOID_CLASS, classes)
-        network = _network(cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, head.NUM_CLASSES)
+        if uses_timm(cfg):
+            parts = dict(_timm_parts(cfg, head.NUM_CLASSES))
+        else:
+            network = _network(cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, head.NUM_CLASSES)
+            parts = {name: network.get_submodule(name) for name in _PARTS}
         return {
-            "backbone": network.backbone,
-            "classifier": network.classifier,
-            "aux_classifier": network.aux_classifier,
+            **parts,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "ignore_value": head.IGNORE_VALUE,
@@ -210,6 +221,20 @@ def _network(depth: int, norm: str, channels: int) -> nn.Module:
     raise D2CityscapesError(
         f"MODEL.RESNETS.NORM is {norm!r}; DeepLabV3Segmentor has BN, FrozenBN and SyncBN"
     )
+
+
+def _timm_parts(cfg: CfgNode, channels: int) -> Iterator[tuple[str, nn.Module]]:
+    """A network of timm, and torchvision's heads for it."""
+    encoder = build_timm_encoder(cfg)
+    of_aux, of_out = encoder.channels()
+    yield "backbone", encoder
+    heads = {
+        "classifier": DeepLabHead(of_out, channels, _RATES[cfg.MODEL.TIMM.OUTPUT_STRIDE]),
+        "aux_classifier": FCNHead(of_aux, channels),
+    }
+    for name, head in heads.items():
+        synced = cfg.MODEL.TIMM.NORM == "SyncBN"
+        yield name, nn.SyncBatchNorm.convert_sync_batchnorm(head) if synced else head
 
 
 def _classify(head: nn.Module, features: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, ResultsError, percent_text, read_results
 from d2_cityscapes.files import check_not_read, file_sha256, lock_folder, remove_temporaries
 from d2_cityscapes.modeling.anchors.generator import fit_anchors
+from d2_cityscapes.modeling.backbones.weights import begins_with_timm, uses_timm
 from d2_cityscapes.run_folder import (
     FINAL,
     FINAL_AVERAGE,
@@ -48,7 +49,7 @@ _OF_ALL_STAGES = (
     "table5.json",
     "table5.md",
 )
-_DEEPLAB = "DeepLabV3Segmentor"  # in torchvision's names, and with an encoder in place of an FPN
+_DEEPLAB = "DeepLabV3Segmentor"  # in torchvision's names, unless its encoder is timm's
 # The numbers of a stage's line in the summary.
 _HEADLINES = (
     ("panoptic_seg", "PQ"),
@@ -142,7 +143,7 @@ def plan_stages(
             raise StageError(f"stage {number}: there are {', '.join(map(str, STAGES))}")
         stage = _plan_stage(number, plan, output_dir, config_dir, tuple(opts))
         cfg = stage.cfg
-        if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS:
+        if cfg.MODEL.FREEZE.MODULES and not (cfg.MODEL.WEIGHTS or begins_with_timm(cfg)):
             raise StageError(
                 f"stage {number} freezes {', '.join(cfg.MODEL.FREEZE.MODULES)}, which nothing "
                 f"trained: run stage {number - 1} first, or give MODEL.WEIGHTS"
@@ -203,7 +204,7 @@ def _plan_stage(
     deeplab = None
     if found:
         weights = found[0]
-        if before is not None and _is_deeplab(before) and not _is_deeplab(cfg):
+        if before is not None and _is_torchvisions(before) and not _is_torchvisions(cfg):
             deeplab, weights = weights, weights.with_name("backbone.pth")
         own += ["MODEL.WEIGHTS", str(weights)]
 
@@ -239,7 +240,8 @@ def _run_stage(stage: Stage, index: int, progress: StageProgress) -> None:
         print(f"stage {stage.number}: already done, in {stage.output_dir}", flush=True)
         _check_expected_results(stage)
         return
-    begins = f"from {stage.cfg.MODEL.WEIGHTS or 'random weights'}"
+    otherwise = "timm's weights" if begins_with_timm(stage.cfg) else "random weights"
+    begins = f"from {stage.cfg.MODEL.WEIGHTS or otherwise}"
     print(
         f"\nstage {stage.number}: {stage.config_file} -> {stage.output_dir}, {begins}",
         f"stage {stage.number} is {progress.begin(index)}\n",
@@ -320,8 +322,8 @@ def _is_scored(folder: Path) -> bool:
     return about.get("weights_sha256") in [file_sha256(path) for path in _trained(folder)]
 
 
-def _is_deeplab(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == _DEEPLAB
+def _is_torchvisions(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == _DEEPLAB and not uses_timm(cfg)
 
 
 def _shares_anchors(cfg: CfgNode) -> bool:

@@ -1,20 +1,30 @@
-"""ResNet FPN of the Seamless model: leaky ReLUs, norms in the FPN, and levels made from C5."""
+"""FPN of the Seamless model: leaky ReLUs, norms in the FPN, and levels made from C5."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_resnet_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.mini_dl import LEAKY_SLOPE
 from d2_cityscapes.layers.recomputed import max_pool
+from d2_cityscapes.modeling.backbones.build import wanted_features
+from d2_cityscapes.modeling.backbones.net import build_timm_net
 from d2_cityscapes.modeling.panoptic.layers import norm_and_activate
 
-__all__ = ["LeakyBlock", "LeakyStem", "TopLevels", "build_seamless_resnet_fpn_backbone"]
+__all__ = [
+    "LeakyBlock",
+    "LeakyStem",
+    "TopLevels",
+    "build_seamless_resnet_fpn_backbone",
+    "build_seamless_timm_fpn_backbone",
+]
 
 
 @BACKBONE_REGISTRY.register()
@@ -30,11 +40,31 @@ def build_seamless_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
     for stage in body.stages:
         for i, block in enumerate(stage):
             stage[i] = LeakyBlock(block)
-    norm, channels = cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS
-    last = cfg.MODEL.FPN.IN_FEATURES[-1]
+    return _seamless_fpn(cfg, body, cfg.MODEL.FPN.IN_FEATURES)
+
+
+@BACKBONE_REGISTRY.register()
+def build_seamless_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> FPN:
+    """The same FPN over a network of timm, which keeps its own activations.
+
+    Raises:
+        D2CityscapesError: a plain network; or see `build_timm_net`.
+    """
+    wanted = wanted_features(cfg)
+    net = build_timm_net(cfg, wanted=wanted, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    if net.is_plain:
+        raise D2CityscapesError(
+            f"MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME}: the Seamless FPN takes no maps of one size: "
+            "use MODEL.BACKBONE.NAME build_timm_fpn_backbone"
+        )
+    return _seamless_fpn(cfg, net, list(net.output_shape()))
+
+
+def _seamless_fpn(cfg: CfgNode, body: Backbone, in_features: Sequence[str]) -> FPN:
+    norm, channels, last = cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS, in_features[-1]
     fpn = FPN(
         bottom_up=body,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        in_features=in_features,
         out_channels=channels,
         top_block=TopLevels(
             body.output_shape()[last], channels, cfg.MODEL.FPN.EXTRA_LEVELS, norm, in_feature=last
