@@ -124,7 +124,7 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # "build_timm_fpn_backbone", "build_seamless_timm_fpn_backbone": a network of timm under an FPN,
     # or where all its maps have one size (plain ViTs) under a simple feature pyramid; under
     # "DeepLabV3Segmentor" the network alone. MODEL.PIXEL_MEAN and PIXEL_STD, where they are not
-    # set, become those of its weights. NAME: of timm.list_models(), with a tag (".in1k") or without.
+    # set, become those of its weights. NAME is of timm.list_models(), perhaps with a tag (".in1k").
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = ""
     # Begin with timm's weights where MODEL.WEIGHTS is empty: from the Hugging Face Hub, or from
@@ -246,7 +246,7 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     cfg.INPUT.COPY_PASTE = CN()
     cfg.INPUT.COPY_PASTE.PROB = 0.0
     cfg.INPUT.COPY_PASTE.THINGS = 0.5
-    cfg.INPUT.COPY_PASTE.STUFF = 0.25
+    cfg.INPUT.COPY_PASTE.STUFF = 0.1
     cfg.INPUT.COPY_PASTE.SMALL_COPIES = 2
     # (height, width) that every image is resized to, in training and test, whatever its shape; []
     # for Detectron2's rules of the short edge.
@@ -262,10 +262,18 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # times slower; the two differ by up to 2 grey levels in about one value of a hundred.
     cfg.INPUT.RESIZE_BACKEND = "torch"
 
-    # "SeamlessPanoptic" predicts as "sem_seg" (C, H, W) scores, as Detectron2 does; False: (H, W)
-    # train ids, sooner and without 160 MB for an image of 1024 x 2048. This package takes either,
-    # Detectron2's own evaluators scores only.
+    # "SeamlessPanoptic", TEST.AUG and SLIDING_WINDOW predict as "sem_seg" (C, H, W) scores, as
+    # Detectron2 does; False: (H, W) train ids, sooner and without 160 MB for an image of 1024 x
+    # 2048. This package takes either, Detectron2's own evaluators scores only.
     cfg.TEST.SEM_SEG_SCORES = True
+    # TEST.AUG is Detectron2's: d2c predict, and a second evaluation with "_TTA" behind its tasks.
+    # It resizes what INPUT.MIN_SIZE_TEST gives, so that this is best the pictures' own size.
+    # Models of semantics may see windows of SIZE (height, width) pixels of their input, STRIDE
+    # apart, whose scores are averaged: in the memory of a window, however large the picture is.
+    cfg.TEST.SLIDING_WINDOW = CN()
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]
+    cfg.TEST.SLIDING_WINDOW.STRIDE = [768, 768]
     # How many images of each test dataset are drawn, prediction beside truth, during evaluation.
     cfg.TEST.NUM_PICTURES = 0
     # Write predictions in the formats of the benchmark's test server while a model is evaluated, to

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
+    "AUGMENTED_FOLDER",
     "CONFIG",
     "EVALUATION_CONFIG",
     "FINAL",
@@ -28,6 +29,8 @@ LAST_CHECKPOINT = "last_checkpoint"
 FINAL_AVERAGE = "model_final_ema.pth"
 RESULTS = "results.json"
 PICTURES = "pictures"
+# Pictures and submissions of an evaluation with TEST.AUG.
+AUGMENTED_FOLDER = "TTA"
 # Of an evaluation alone: its config, by which its folder is told from that of a training.
 EVALUATION_CONFIG = "evaluation.yaml"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ from d2_cityscapes.engine.computing import MemoryAdviceHook
 from d2_cityscapes.engine.hooks import FreezeHook, SettleHook
 from d2_cityscapes.engine.precise_bn import repeatable
 from d2_cityscapes.engine.progress import ProgressHook
+from d2_cityscapes.engine.run_results import both
 from d2_cityscapes.engine.setup import images_per_step
 from d2_cityscapes.engine.step.schedules import PlateauHook, PlateauLR
 from d2_cityscapes.engine.validation_loss import ValidationLossHook, build_validation_loader
@@ -45,6 +47,9 @@ def hooks_in_order(trainer: Trainer, hooks: list[HookBase]) -> list[HookBase]:
     """
     cfg = trainer.cfg
     hooks = [repeatable(hook) for hook in hooks]
+    if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST:
+        place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(place + 1, EvalHook(0, partial(_test_augmented, trainer)))
     for hook in hooks:
         if isinstance(hook, EvalHook):
             hook._func = _unless_failed(trainer, hook._func)
@@ -75,6 +80,13 @@ def hooks_in_order(trainer: Trainer, hooks: list[HookBase]) -> list[HookBase]:
     ends = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, period, _LOG_PERIOD)
     hooks.insert(0, SettleHook(ends))
     return hooks
+
+
+def _test_augmented(trainer: Trainer) -> dict:
+    """At the end, behind the evaluation without TEST.AUG, whose results get those of this one."""
+    found = trainer.test_with_TTA(trainer.cfg, trainer.model)
+    trainer._last_eval_results = both(trainer._last_eval_results, found)
+    return found
 
 
 def _unless_failed(

@@ -34,6 +34,7 @@ from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output
 from d2_cityscapes.files import check_folder, check_not_read
 from d2_cityscapes.modeling.build import build_model
+from d2_cityscapes.modeling.test_time.build import as_tested, augmented
 from d2_cityscapes.png import write_picture
 from d2_cityscapes.sources.names import IDS_SUFFIX
 
@@ -56,8 +57,10 @@ class Predictor:
             raise ConfigError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
         self._mapper = CityscapesShardMapper(cfg, False)
         self.table = self._mapper.table
-        self._model = build_model(cfg).eval()
-        Checkpointer(self._model, table=self.table).load(cfg.MODEL.WEIGHTS)
+        model = build_model(cfg).eval()
+        Checkpointer(model, table=self.table).load(cfg.MODEL.WEIGHTS)
+        seen = augmented if cfg.TEST.AUG.ENABLED else as_tested
+        self._model = seen(cfg, model)
 
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
         """The model's output for one picture, at the picture's size.

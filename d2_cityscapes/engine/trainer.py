@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -33,22 +33,20 @@ from d2_cityscapes.engine.checkpoints.resume import (
     run_settings,
 )
 from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
-from d2_cityscapes.engine.computing import (
-    computed_on,
-    computing,
-    refused_in_a_line,
-)
+from d2_cityscapes.engine.computing import computing, refused_in_a_line
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
 from d2_cityscapes.engine.hook_order import hooks_in_order
 from d2_cityscapes.engine.key_effects import check_key_effects, recorded
 from d2_cityscapes.engine.out_of_memory import during
 from d2_cityscapes.engine.profiling import ProfileHook
 from d2_cityscapes.engine.progress import ProgressPrinter
-from d2_cityscapes.engine.setup import (
-    ConfigError,
-    check_start,
-    images_per_step,
+from d2_cityscapes.engine.run_results import (
+    add_augmented,
+    both,
+    of_augmented,
+    write_run_results,
 )
+from d2_cityscapes.engine.setup import ConfigError, check_start, images_per_step
 from d2_cityscapes.engine.start import checked_config, setup
 from d2_cityscapes.engine.step.optimizer import build_optimizer, optimized_parameters
 from d2_cityscapes.engine.step.prefetch import Prefetcher
@@ -60,10 +58,12 @@ from d2_cityscapes.engine.step.training_step import build_training_step
 from d2_cityscapes.errors import D2CityscapesError, building
 from d2_cityscapes.evaluation.evaluators import ShardEvaluators, build_evaluator
 from d2_cityscapes.evaluation.expected import check_expected
-from d2_cityscapes.evaluation.results import read_results, write_results
+from d2_cityscapes.evaluation.results import read_results
 from d2_cityscapes.memory import is_out_of_memory
+from d2_cityscapes.modeling.backbones.weights import begins_with_timm, without_timm_weights
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.freezing.freeze import unwrap
+from d2_cityscapes.modeling.test_time.build import as_tested, augmented
 from d2_cityscapes.run_folder import PICTURES, RESULTS
 
 __all__ = ["Trainer", "build_run", "checked_config", "evaluate", "setup", "train"]
@@ -79,12 +79,13 @@ class Trainer(DefaultTrainer):
     A resumed run sees the images and draws the random numbers that it would have without the stop.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, *, resumes: bool = False):
+        """With `resumes` a checkpoint will fill the model, which begins without timm's weights."""
         TrainerBase.__init__(self)  # instead of DefaultTrainer's, which fixes how a step is made
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         self.cfg = cfg = scale_to_world(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
+        model = self.build_model(without_timm_weights(cfg) if resumes else cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = distribute(cfg, model)
@@ -152,24 +153,22 @@ class Trainer(DefaultTrainer):
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         with during(lambda: "the evaluation"):
-            results = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
-            path = Path(cfg.OUTPUT_DIR) / RESULTS
-            write_results(
-                path,
-                [row for evaluator in evaluators for row in evaluator.rows],
-                seconds=time.perf_counter() - started,
-                config=cfg.dump(),
-                weights=weights,
-                unscored={
-                    name: len(DatasetCatalog.get(name))
-                    for name in cfg.DATASETS.TEST
-                    if not has_truth(name)
-                },
-                computed_on=computed_on(cfg.MODEL.DEVICE),
-            )
-            logger.info("results written to %s", path)
+            results = super().test(cfg, as_tested(cfg, model), evaluators)
+        seconds = time.perf_counter() - started
+        write_run_results(cfg, evaluators, seconds=seconds, weights=weights)
         return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """Evaluate once more with TEST.AUG, behind `test`, whose results.json it adds to.
+
+        Pictures and submissions go to OUTPUT_DIR/TTA, and tasks are named with "_TTA" behind.
+        """
+        started, own = time.perf_counter(), of_augmented(cfg)
+        evaluators = [cls.build_evaluator(own, name) for name in cfg.DATASETS.TEST]
+        with during(lambda: "the evaluation with TEST.AUG"):
+            results = super().test(cfg, augmented(cfg, model), evaluators)
+        return add_augmented(cfg, evaluators, results, seconds=time.perf_counter() - started)
 
     def train(self) -> dict | None:
         """Train, evaluate, and check TEST.EXPECTED_RESULTS.
@@ -278,17 +277,19 @@ def train(
         ConfigError: keys without effect, see `check_key_effects`; or no weights to begin from, see
             `check_start`.
     """
-    if not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
+    resumes = resume and bool(last_checkpoint(cfg.OUTPUT_DIR))
+    if not resumes:
         check_start(cfg)
     with computing(cfg):
-        trainer, reads = build_run(cfg)
+        trainer, reads = build_run(cfg, resumes=resumes)
         if comm.is_main_process():  # which reads more than the others: checkpoints, writers
             check_key_effects(trainer.cfg, reads, allowed=allow_unused)
         if profile and comm.is_main_process():
             trainer.register_hooks([ProfileHook(Path(cfg.OUTPUT_DIR) / "profile", profile)])
         trainer.resume_or_load(resume=resume)
         complete_final_weights(trainer)
-        if cfg.MODEL.FREEZE.MODULES and not cfg.MODEL.WEIGHTS and trainer.start_iter == 0:
+        began = cfg.MODEL.WEIGHTS or begins_with_timm(cfg) or trainer.start_iter > 0
+        if cfg.MODEL.FREEZE.MODULES and not began:
             logger.warning(
                 "MODEL.FREEZE.MODULES freezes %s with RANDOM weights, as MODEL.FROM_SCRATCH allows",
                 ", ".join(cfg.MODEL.FREEZE.MODULES),
@@ -296,23 +297,27 @@ def train(
         return trainer.train()
 
 
-def build_run(cfg: CfgNode) -> tuple[Trainer, Collection[str]]:
+def build_run(cfg: CfgNode, *, resumes: bool = False) -> tuple[Trainer, Collection[str]]:
     """A trainer, beside all that its evaluations are built from, and what was read for it.
 
     Args:
         cfg: from `setup`.
+        resumes: as for the trainer.
 
     Returns:
         The trainer, and the names of the keys of its config, see `recorded`.
     """
     cfg, reads = recorded(cfg)
-    trainer = Trainer(cfg)
-    _build_evaluation(cfg)
+    trainer = Trainer(cfg, resumes=resumes)
+    _build_evaluation(cfg, trainer.model)
     return trainer, reads
 
 
-def _build_evaluation(cfg: CfgNode) -> list[ShardEvaluators]:
+def _build_evaluation(cfg: CfgNode, model: nn.Module) -> list[ShardEvaluators]:
     """The evaluators of DATASETS.TEST, and what else an evaluation is built from."""
+    as_tested(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        augmented(cfg, model)
     CityscapesShardMapper(cfg, False)  # also for a later evaluation, where DATASETS.TEST is empty
     for name in cfg.DATASETS.TEST:
         Trainer.build_test_loader(cfg, name)
@@ -331,12 +336,14 @@ def evaluate(cfg: CfgNode, *, allow_unused: bool | Collection[str] = False) -> d
     with computing(cfg):
         cfg, reads = recorded(cfg)
         model = Trainer.build_model(cfg)
-        evaluators = _build_evaluation(cfg)
+        evaluators = _build_evaluation(cfg, model)
         if comm.is_main_process():
             check_key_effects(cfg, reads, allowed=allow_unused, sections=("MODEL", "TEST"))
         table = label_table_of(cfg.DATASETS.TEST)
         Checkpointer(model, save_dir=cfg.OUTPUT_DIR, table=table).load(cfg.MODEL.WEIGHTS)
         results = Trainer.test(cfg, model, evaluators, weights=cfg.MODEL.WEIGHTS)
+        if cfg.TEST.AUG.ENABLED:
+            results = both(results, Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         _check_results(cfg)
     return results

@@ -20,8 +20,10 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import file_sha256, write_json
 
 __all__ = [
+    "AUGMENTED",
     "ResultRow",
     "ResultsError",
+    "add_rows",
     "add_weights",
     "make_rows",
     "package_versions",
@@ -30,6 +32,7 @@ __all__ = [
     "write_results",
 ]
 
+AUGMENTED = "_TTA"  # behind the task of what was scored with TEST.AUG
 _LARGEST = 1e9  # of a number in percent, far beyond any; nan and infinity are not below it
 _PACKAGES = (
     "torch",
@@ -51,7 +54,8 @@ class ResultRow:
     """One number.
 
     Attributes:
-        task: "bbox", "segm", "segm_cityscapes", "sem_seg" or "panoptic_seg".
+        task: "bbox", "segm", "segm_cityscapes", "sem_seg" or "panoptic_seg"; with "_TTA" behind
+            where the model was tested with TEST.AUG.
         metric: e.g. "AP50" or "PQ-car".
         value: percent; None where no class of the metric was seen.
         protocol: whose rules; numbers of different protocols do not compare.
@@ -120,6 +124,19 @@ def write_results(
     if unscored:
         document["unscored_images"] = dict(unscored)
     write_json(path, document)
+
+
+def add_rows(path: str | Path, rows: Sequence[ResultRow], *, seconds: float) -> None:
+    """Add rows to a results.json of the same weights.
+
+    Args:
+        path: the file.
+        rows: of another evaluation.
+        seconds: what that took, added to those of the file.
+    """
+    before, document = read_results(path)
+    document["seconds"] = round(document.get("seconds", 0) + seconds, 3)
+    write_json(path, {"results": [asdict(row) for row in (*before, *rows)], **document})
 
 
 def add_weights(

@@ -63,7 +63,10 @@ def test_every_key_of_a_shipped_config_acts(name, tmp_path):
         ("instance", "MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
         ("instance", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.0"),
         ("deeplab", "MODEL.BACKBONE.FREEZE_AT", "5"),
-        ("instance", "TEST.AUG.ENABLED", "True"),
+        ("instance", "TEST.AUG.MAX_SIZE", "1000"),
+        ("semantic", "TEST.SLIDING_WINDOW.STRIDE", "[64, 64]"),
+        ("semantic", "MODEL.ROI_BOX_HEAD.IOU_LOSS", "ciou"),
+        ("instance", "SOLVER.POLY_LR_POWER", "0.5"),
         ("instance", "SOLVER.AMP.DTYPE", "bfloat16"),
         ("instance", "SOLVER.MOMENTUM", "0.5"),
         ("instance", "SOLVER.GAMMA", "0.5"),
@@ -106,9 +109,9 @@ def test_train_and_evaluate_refuse_and_name_the_component(tmp_path):
     message = r"SEM_SEG_HEAD.LOSS_TOP_K 0.5 is not read by StagedSegmentor with SemSegFPNHead"
     with pytest.raises(ConfigError, match=message):
         train(cfg)
-    augmented = ["TEST.AUG.ENABLED", "True", "MODEL.WEIGHTS", str(tmp_path / "w.pth")]
+    augmented = ["TEST.AUG.MAX_SIZE", "1000", "MODEL.WEIGHTS", str(tmp_path / "w.pth")]
     cfg = load_config(CONFIGS / "quick" / "semantic.yaml", augmented)
-    with pytest.raises(ConfigError, match=r"TEST\.AUG\.ENABLED True is not read"):
+    with pytest.raises(ConfigError, match=r"MAX_SIZE 1000 acts with TEST\.AUG\.ENABLED True only"):
         evaluate(cfg)
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".pth", ".yaml")]
 

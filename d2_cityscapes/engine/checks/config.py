@@ -16,6 +16,7 @@ from d2_cityscapes.engine.step.schedules import check_schedule
 from d2_cityscapes.engine.step.training_step import check_training_step
 from d2_cityscapes.files import check_folder
 from d2_cityscapes.modeling.classes import check_classes
+from d2_cityscapes.modeling.test_time.build import check_test_time
 
 __all__ = ["check_config", "check_model_config"]
 
@@ -63,4 +64,5 @@ def check_model_config(cfg: CfgNode, *, train: bool = False) -> None:
     check_architecture(cfg)
     check_values(cfg, train=train)
     check_classes(cfg)
+    check_test_time(cfg)
     check_computing(cfg)

@@ -10,6 +10,7 @@ from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.errors import nearest
 from d2_cityscapes.evaluation.evaluators import known_metrics
 from d2_cityscapes.evaluation.expected import parse_expected
+from d2_cityscapes.evaluation.results import AUGMENTED
 
 __all__ = ["check_expected_results"]
 
@@ -24,14 +25,17 @@ def check_expected_results(cfg: CfgNode) -> None:
     scored = cfg.DATASETS.TEST
     for entry in parse_expected(cfg.TEST.EXPECTED_RESULTS):
         refused = f"TEST.EXPECTED_RESULTS: {entry}: "
-        if entry.task not in model_tasks(cfg):
-            raise ConfigError(f"{refused}the model predicts {', '.join(model_tasks(cfg))}")
+        tasks = model_tasks(cfg)
+        if cfg.TEST.AUG.ENABLED:
+            tasks = (*tasks, *(task + AUGMENTED for task in tasks))
+        if entry.task not in tasks:
+            raise ConfigError(f"{refused}the model predicts {', '.join(tasks)}")
         if entry.dataset not in (None, *scored):
             raise ConfigError(f"{refused}DATASETS.TEST is {', '.join(scored)}")
         if entry.dataset and not has_truth(entry.dataset):
             raise ConfigError(f"{refused}{entry.dataset} has no truth to score against")
         for dataset in [entry.dataset] if entry.dataset else filter(has_truth, scored):
-            metrics = known_metrics(dataset, entry.task)
+            metrics = known_metrics(dataset, entry.task.removesuffix(AUGMENTED))
             if entry.metric not in metrics:
                 means = ", ".join(metric for metric in metrics if "-" not in metric)
                 raise ConfigError(

@@ -145,6 +145,34 @@ class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
             for row in zip(batched_inputs, detections, logits, strict=True)
         ]
 
+    def semantic_scores(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+        """(C, H, W) logits of each image, and nothing else; inputs as for `inference`."""
+        images = self.preprocess_image(batched_inputs)
+        logits = self.sem_seg_head(self.backbone(images.tensor), None)[0]
+        return [
+            resize_scores(own, *_sizes(inputs))
+            for own, inputs in zip(logits, batched_inputs, strict=True)
+        ]
+
+    def combined(self, sem_seg: Tensor, instances: Instances) -> dict[str, Any]:
+        """What `inference` gives for an image, of its semantics and its instances.
+
+        Args:
+            sem_seg: (C, H, W) scores or (H, W) train ids.
+            instances: with (H, W) masks.
+        """
+        result: dict[str, Any] = {"sem_seg": sem_seg, "instances": instances}
+        if self.combine:
+            result["panoptic_seg"] = fuse_panoptic(
+                sem_seg,
+                instances,
+                overlap_threshold=self.combine_overlap_thresh,
+                score_threshold=self.combine_instances_score_thresh,
+                stuff_area_limit=self.combine_stuff_area_thresh,
+                table=self.table,
+            )
+        return result
+
     def _logits(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """(N, C, ., .) of the padded batch, or for classes only as coarse as in the head."""
         head = self.sem_seg_head
@@ -159,20 +187,15 @@ class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
         logits: torch.Tensor,
         padded_size: tuple[int, int],
     ) -> dict[str, Any]:
-        image_size = tuple(inputs["image"].shape[-2:])
-        size = (inputs.get("height", image_size[0]), inputs.get("width", image_size[1]))
+        image_size, size = _sizes(inputs)
         if self.sem_seg_scores:
             sem_seg = resize_scores(logits, image_size, size)
         else:
             sem_seg = resize_to_labels(logits, padded_size, image_size, size)
-        result = {"sem_seg": sem_seg, "instances": postprocess_instances(detections, size)}
-        if self.combine:
-            result["panoptic_seg"] = fuse_panoptic(
-                result["sem_seg"],
-                result["instances"],
-                overlap_threshold=self.combine_overlap_thresh,
-                score_threshold=self.combine_instances_score_thresh,
-                stuff_area_limit=self.combine_stuff_area_thresh,
-                table=self.table,
-            )
-        return result
+        return self.combined(sem_seg, postprocess_instances(detections, size))
+
+
+def _sizes(inputs: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of the image, and of the wanted output."""
+    height, width = inputs["image"].shape[-2:]
+    return (height, width), (inputs.get("height", height), inputs.get("width", width))
