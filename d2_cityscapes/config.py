@@ -187,8 +187,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # ...]. Where several match, the last one wins.
     cfg.SOLVER.LR_MULTIPLIERS = []
     cfg.SOLVER.WEIGHT_DECAY_OVERRIDES = []
-    # Rate times this ** (L + 1 - l) in layer l of the L of a timm backbone, 0 being embeddings or
-    # stem; LR_MULTIPLIERS are factors beside it. 1: the same in all layers.
+    # Rate times this ** (L + 1 - l) in layer l of the L of a network of timm, or an EoMT, 0 being
+    # embeddings or stem; LR_MULTIPLIERS are factors beside it. 1: the same in all layers.
     cfg.SOLVER.LAYER_DECAY = 1.0
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": all gradients as one vector.
     # Learning rate at the end of "WarmupCosineLR" (Detectron2 after 0.6 has this key too).

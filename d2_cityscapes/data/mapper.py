@@ -14,7 +14,9 @@ from detectron2.structures import Boxes, Instances
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.data.augmentation import ImageAndIds, build_augmentation, check_resize_backend
+from d2_cityscapes.data.augmentation.color_jitter import ColorJitter
 from d2_cityscapes.data.augmentation.copy_paste import CopyPaste
+from d2_cityscapes.data.augmentation.image_and_ids import StoredRecord
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
@@ -84,6 +86,7 @@ class CityscapesShardMapper:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self._pastes = is_train and any(isinstance(a, CopyPaste) for a in augmentations)
+        self._planar = any(isinstance(a, ColorJitter) for a in augmentations)
         self.image_format = image_format
         self.instances = instances
         self.masks = masks
@@ -114,10 +117,11 @@ class CityscapesShardMapper:
         output = {key: value for key, value in dataset_dict.items() if key not in passed_over}
         reader, index = open_shard(dataset_dict["shard"], self.table), dataset_dict["index"]
         ids = reader.id_map(index) if self.is_train else None
-        second = None
+        mixed: dict = {}
         if self._pastes:
-            second = partial(self._read_second, _second_of(dataset_dict))
-        augmented = self.augment(reader.image(index), ids, second=second)
+            mixed["instances"] = reader.table(index)
+            mixed["second"] = partial(self._read, _second_of(dataset_dict))
+        augmented = self.augment(reader.image(index), ids, **mixed)
         output["image"] = augmented.pixels
         if augmented.ids is not None:
             output |= self._targets(np.ascontiguousarray(augmented.ids))
@@ -128,20 +132,24 @@ class CityscapesShardMapper:
         pixels: torch.Tensor,
         ids: np.ndarray | None = None,
         *,
-        second: Callable[[], tuple[torch.Tensor, np.ndarray]] | None = None,
+        instances: InstanceTable | None = None,
+        second: Callable[[], StoredRecord] | None = None,
     ) -> ImageAndIds:
         """An image as the model takes it, with its ids.
 
         Args:
             pixels: (3, H, W) uint8 RGB.
             ids: (H, W) uint16 instance ids, or None.
-            second: see `ImageAndIds`.
+            instances: see `ImageAndIds`.
+            second: likewise.
         """
         augmented = ImageAndIds(
             self._in_order(pixels),
             ids,
             self.table,
             resize_backend=self.resize_backend,
+            planar=self._planar,
+            instances=instances,
             second=second,
         )
         self.augmentations(augmented)
@@ -154,9 +162,10 @@ class CityscapesShardMapper:
         """RGB pixels in the configured order."""
         return pixels.flip(0) if self.image_format == "BGR" else pixels
 
-    def _read_second(self, dataset_dict: dict) -> tuple[torch.Tensor, np.ndarray]:
+    def _read(self, dataset_dict: dict) -> StoredRecord:
         reader, index = open_shard(dataset_dict["shard"], self.table), dataset_dict["index"]
-        return self._in_order(reader.image(index)), reader.id_map(index)
+        pixels = self._in_order(reader.image(index))
+        return StoredRecord(pixels, reader.id_map(index), reader.table(index))
 
     def _targets(self, ids: np.ndarray) -> dict:
         targets: dict = {}

@@ -55,6 +55,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
                 flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
                 min_area=cfg.INPUT.MIN_INSTANCE_AREA,
                 resize_backend=cfg.INPUT.RESIZE_BACKEND,
+                planar=cfg.INPUT.COLOR_JITTER.ENABLED,
             )
         )
     if cfg.INPUT.COLOR_JITTER.ENABLED:

@@ -10,6 +10,7 @@ Shape letters: H, W pixels before a transform, h, w after it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,20 +23,35 @@ from d2_cityscapes.data.augmentation.resizing import (
     resize_image,
 )
 from d2_cityscapes.labels import LabelTable
+from d2_cityscapes.labels.instances import InstanceTable
 
-__all__ = ["ImageAndIds", "PlanarTransform"]
+__all__ = ["ImageAndIds", "PlanarTransform", "StoredRecord"]
+
+
+class StoredRecord(NamedTuple):
+    """A record of a shard.
+
+    Attributes:
+        pixels: (3, H, W) uint8.
+        ids: (H, W) uint16 instance ids.
+        instances: their table of things and groups.
+    """
+
+    pixels: torch.Tensor
+    ids: np.ndarray
+    instances: InstanceTable
 
 
 class PlanarTransform(T.Transform):
     """A transform of pixels that works on (3, h, w) images, and leaves positions alone."""
 
     def apply_planes(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(3, h, w) uint8 to the same, in new memory."""
+        """(3, h, w) uint8 to the same; it may write into what it is given."""
         raise NotImplementedError
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 to the same."""
-        planes = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)
+        planes = torch.from_numpy(np.array(img)).permute(2, 0, 1)
         return self.apply_planes(planes).permute(1, 2, 0).numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -52,8 +68,9 @@ class ImageAndIds:
         pixels: (3, h, w) uint8 tensor.
         ids: (h, w) uint16 instance ids, or None.
         table: the classes.
-        second: reads another record, for augmentations that mix two: its (3, H, W) pixels in the
-            same channel order, and its (H, W) ids; None where there is none.
+        instances: things and groups of the record as it was stored: no other ids are in `ids`.
+        second: reads another record, for augmentations that mix two, in the same channel order;
+            None where there is none.
     """
 
     def __init__(
@@ -63,20 +80,26 @@ class ImageAndIds:
         table: LabelTable,
         *,
         resize_backend: str = "torch",
-        second: Callable[[], tuple[torch.Tensor, np.ndarray]] | None = None,
+        planar: bool = False,
+        instances: InstanceTable | None = None,
+        second: Callable[[], StoredRecord] | None = None,
     ) -> None:
         """
         Args:
-            pixels: (3, H, W) uint8; the channel order does not matter.
+            pixels: (3, H, W) uint8, which may be written over; the channel order does not matter.
             ids: (H, W) uint16 instance ids, or None where there are no targets to build.
             table: the classes.
             resize_backend: one of `RESIZE_BACKENDS`, see `resize_image`.
+            planar: keep images plane by plane in memory, for transforms that work so.
+            instances: see above.
             second: see above.
         """
         self.pixels = pixels
         self.ids = ids
         self.table = table
+        self.instances = instances
         self.second = second
+        self._planar = planar
         self._resize_backend = check_resize_backend(resize_backend)
 
     @property
@@ -109,10 +132,14 @@ class ImageAndIds:
         if type(transform) is T.CropTransform:  # a view: what follows reads the crop alone
             rows = slice(transform.y0, transform.y0 + transform.h)
             return self.pixels[:, rows, transform.x0 : transform.x0 + transform.w]
+        if isinstance(transform, T.PadTransform):
+            sides = (transform.x0, transform.x1, transform.y0, transform.y1)
+            return torch.nn.functional.pad(self.pixels, sides, value=transform.pad_value)
         bilinear = getattr(transform, "interp", None) == Image.Resampling.BILINEAR
         if isinstance(transform, T.ResizeTransform) and bilinear:
             size = (transform.new_h, transform.new_w)
-            return resize_image(self.pixels, size, backend=self._resize_backend)
+            backend, planar = self._resize_backend, self._planar
+            return resize_image(self.pixels, size, backend=backend, planar=planar)
         before = self.image
         after = transform.apply_image(before)
         if after is before:
