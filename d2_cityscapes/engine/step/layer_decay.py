@@ -1,4 +1,4 @@
-"""How far below the heads each layer of a timm backbone lies, for SOLVER.LAYER_DECAY.
+"""How far below the heads each layer of a network lies, for SOLVER.LAYER_DECAY.
 
 Layer-wise rates are those of BEiT (Bao et al., ICLR 2022) and ViTDet (Li et al., ECCV 2022): with L
 layers, embeddings or stem are layer 0, blocks 1 to L, and all that comes behind them L + 1.
@@ -7,74 +7,77 @@ layers, embeddings or stem are layer 0, blocks 1 to L, and all that comes behind
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
 from torch import nn
 
 from d2_cityscapes.engine.setup import ConfigError
 
-__all__ = ["check_layer_decay", "layers_below"]
+__all__ = ["layers_below"]
+
+_HEAD = "the head of a classifier"
 
 
-def check_layer_decay(cfg: CfgNode) -> None:
-    """Refuse a SOLVER.LAYER_DECAY that is none, or one for a model whose layers are not known.
+def layers_below(model: nn.Module, decay: float) -> dict[str, int]:
+    """L + 1 - l for each parameter of layer l of L, by its name in the model; others are at 0.
+
+    Layers are known of the networks of timm, as in its ``param_groups_layer_decay``
+    (``group_matcher``), and of EoMT. Those that are not in the model do not count.
+
+    Args:
+        model: of any kind.
+        decay: SOLVER.LAYER_DECAY; 1 for none.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: nothing in the model has layers that are known.
     """
-    decay = cfg.SOLVER.LAYER_DECAY
-    if not 0 < decay <= 1:
-        raise ConfigError(f"SOLVER.LAYER_DECAY {decay}: use a number above 0, up to 1 for none")
-    if decay != 1.0 and not _timm_name(cfg):
+    below: dict[str, int] = {}
+    if decay == 1.0:
+        return below
+    for name, module in model.named_modules():
+        layers = _layers_of(module)
+        there = sorted(set(layers.values()), reverse=True)
+        place = f"{name}." if name else ""
+        below |= {f"{place}{key}": there.index(layer) + 1 for key, layer in layers.items()}
+    if not below:
         raise ConfigError(
-            f"SOLVER.LAYER_DECAY {decay}: needs a backbone of timm (MODEL.TIMM.NAME), whose layers "
-            "are known; SOLVER.LR_MULTIPLIERS takes any model"
+            f"SOLVER.LAYER_DECAY {decay}: the model has no network of timm and no EoMT, whose "
+            "layers are known; SOLVER.LR_MULTIPLIERS takes any"
         )
+    return below
 
 
-def layers_below(cfg: CfgNode, model: nn.Module) -> dict[str, int]:
-    """L + 1 - l for each parameter of the backbone by name, l being its layer; others are at 0.
+class _WithHead:
+    """The parameters of a network and one more, of a classifier, which no pattern of timm matches.
 
-    The layers are timm's own (``group_matcher``), as in its ``param_groups_layer_decay``. Those
-    that a feature net leaves out do not count.
-
-    Raises:
-        ConfigError: no parameter of the model is one of the net's.
+    What shares its layer is not of the body: a norm that is left of a classifier that is not there.
     """
-    if cfg.SOLVER.LAYER_DECAY == 1.0:
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        yield from self._network.named_parameters()
+        yield _HEAD, None
+
+
+def _layers_of(module: Any) -> dict[str, int]:
+    """The layer of each of its parameters, from 0; {} where it is no such network."""
+    if hasattr(module, "group_matcher"):
+        from timm.models import group_parameters  # it is of timm, which is there
+
+        whole: Any = _WithHead(module)
+        layers = group_parameters(whole, module.group_matcher(coarse=False), reverse=True)
+        head = layers.pop(_HEAD)
+        return {name: layer for name, layer in layers.items() if layer != head}
+    if not type(module).__name__.startswith("Eomt") or not hasattr(module, "embeddings"):
         return {}
-    import timm  # which the model is made of: it is there
-    from timm.models import group_parameters
-
-    name = _timm_name(cfg)
-    with torch.device("meta"):
-        whole: Any = timm.create_model(name, pretrained=False)
-    layers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
-    known = _names_in(layers, (key for key, _ in model.named_parameters()))
-    if not known:
-        raise ConfigError(f"SOLVER.LAYER_DECAY: the model has no parameter of timm's {name}")
-    there = sorted({layers[key] for key in known.values()}, reverse=True)
-    return {name: there.index(layers[key]) + 1 for name, key in known.items()}
-
-
-def _names_in(own: Collection[str], names: Iterable[str]) -> dict[str, str]:
-    """Name in the model -> name in the net, of all that is the net's.
-
-    It lies somewhere in the model: behind the beginning that gives most of its names. Its feature
-    nets write "stages_0." for "stages.0.".
-    """
-    places: dict[str, dict[str, str]] = {}
-    for name in names:
-        for dot in (match.end() for match in re.finditer(r"\.", name)):
-            key = name[dot:]
-            for form in (key, re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)):
-                if form in own:
-                    places.setdefault(name[:dot], {})[name] = form
-    return max(places.values(), key=len, default={})
-
-
-def _timm_name(cfg: CfgNode) -> str:
-    return cfg.MODEL.TIMM.NAME if "TIMM" in cfg.MODEL else ""
+    found = {}
+    for name, _ in module.named_parameters():
+        block = re.match(r"layers\.(\d+)\.", name)
+        if block:
+            found[name] = int(block[1]) + 1
+        elif name.startswith("embeddings."):
+            found[name] = 0
+    return found

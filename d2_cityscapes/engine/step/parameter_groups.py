@@ -15,7 +15,7 @@ from torch import nn
 
 from d2_cityscapes.config import value_of
 from d2_cityscapes.engine.setup import ConfigError
-from d2_cityscapes.engine.step.layer_decay import check_layer_decay, layers_below
+from d2_cityscapes.engine.step.layer_decay import layers_below
 
 __all__ = ["check_parameter_settings", "named_settings", "parameter_groups"]
 
@@ -54,7 +54,10 @@ def check_parameter_settings(cfg: CfgNode) -> None:
                     f"{key}: {entry!r} is not [pattern, number], the number {words}, such as "
                     '["backbone.*", 0.1]'
                 )
-    check_layer_decay(cfg)
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        raise ConfigError(
+            f"SOLVER.LAYER_DECAY {cfg.SOLVER.LAYER_DECAY}: use a number above 0, up to 1 for none"
+        )
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
@@ -87,7 +90,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = _winners(_RATES, solver.LR_MULTIPLIERS, name_of.values())
     decays = _winners(_DECAYS, solver.WEIGHT_DECAY_OVERRIDES, name_of.values())
-    below = layers_below(cfg, model)
+    below = layers_below(model, solver.LAYER_DECAY)
     changed: list[dict[str, Any]] = []
     lines: dict[_Setting, list[int]] = {}
     for group in groups:

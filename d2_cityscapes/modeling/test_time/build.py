@@ -18,6 +18,9 @@ from d2_cityscapes.modeling.test_time.windows import SlidingWindows
 
 __all__ = ["as_tested", "augmented", "check_test_time"]
 
+# its semantic scores are sums of probabilities, and its instances belong to the queries of a view
+_UNIVERSAL = "UniversalSegmentor"
+
 
 def as_tested(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """The model as evaluations and predictions call it: in windows where TEST.SLIDING_WINDOW says.
@@ -51,6 +54,13 @@ def check_test_time(cfg: CfgNode) -> None:
     """
     augmentation, window = cfg.TEST.AUG, cfg.TEST.SLIDING_WINDOW
     kind, model = _kind(cfg), cfg.MODEL.META_ARCHITECTURE
+    if model == _UNIVERSAL:
+        model = f"{model} with MODEL.UNIVERSAL.INSTANCES {cfg.MODEL.UNIVERSAL.INSTANCES}"
+        if kind and (augmentation.ENABLED or window.ENABLED) and not cfg.TEST.SEM_SEG_SCORES:
+            raise D2CityscapesError(
+                f"TEST.SEM_SEG_SCORES False: not with TEST.AUG or TEST.SLIDING_WINDOW of {model}, "
+                "whose scores are averaged: set it to True"
+            )
     if augmentation.ENABLED:
         if not kind:
             raise D2CityscapesError(
@@ -87,7 +97,8 @@ def check_test_time(cfg: CfgNode) -> None:
 def _semantic(cfg: CfgNode, model: nn.Module, views: DatasetMapperTTA) -> nn.Module:
     if cfg.TEST.SLIDING_WINDOW.ENABLED:
         model = _in_windows(cfg, model, labels=False)
-    return SemanticViews(model, views, labels=not cfg.TEST.SEM_SEG_SCORES)
+    averaged = None if cfg.MODEL.META_ARCHITECTURE != _UNIVERSAL else nn.Identity()
+    return SemanticViews(model, views, normalize=averaged, labels=not cfg.TEST.SEM_SEG_SCORES)
 
 
 def _in_windows(cfg: CfgNode, model: nn.Module, *, labels: bool) -> SlidingWindows:
@@ -106,6 +117,8 @@ _AUGMENTED: dict[str, Callable[..., nn.Module]] = {
 
 def _kind(cfg: CfgNode) -> str:
     """What is averaged, a key of `_AUGMENTED`; "" where nothing can be."""
+    if cfg.MODEL.META_ARCHITECTURE == _UNIVERSAL:
+        return "" if cfg.MODEL.UNIVERSAL.INSTANCES else "semantic"
     return {
         "GeneralizedRCNN": "instances",
         "StagedRCNN": "instances",

@@ -152,7 +152,6 @@ def test_patterns_without_effect_are_refused(key, value, message):
         ("WEIGHT_DECAY_OVERRIDES", "[[0.1, '*']]", "is not"),
         ("LAYER_DECAY", 0.0, r"SOLVER.LAYER_DECAY 0.0: use a number above 0, up to 1"),
         ("LAYER_DECAY", 1.5, r"LAYER_DECAY 1.5: use"),
-        ("LAYER_DECAY", 0.7, r"LAYER_DECAY 0.7: needs a backbone of timm"),
     ],
 )
 def test_forms_are_refused_before_anything_is_built(key, value, message):

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import d2_cityscapes as d2c
-from d2_cityscapes.modeling.test_time.build import as_tested, augmented
+from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.modeling.test_time.build import as_tested, augmented, check_test_time
 from d2_cityscapes.modeling.test_time.semantic import SemanticViews
 
 
@@ -109,6 +110,24 @@ def test_the_mode_of_the_model_stays(training):
         wrapped.train(training)
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     assert as_tested(cfg, model) is model
+
+
+def test_scores_of_a_universal_model_are_averaged_as_they_are():
+    """They are sums of probabilities, as Mask2Former averages them."""
+    cfg = d2c.get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.UNIVERSAL.INSTANCES = "UniversalSegmentor", False
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP = True, (12,), False
+    check_test_time(cfg)
+    model, inputs = Pixels().eval(), _inputs()
+    with torch.no_grad():
+        expected = model([inputs])[0]["sem_seg"]
+    torch.testing.assert_close(augmented(cfg, model)([inputs])[0]["sem_seg"], expected)
+    cfg.TEST.SEM_SEG_SCORES = False
+    with pytest.raises(D2CityscapesError, match=r"SEM_SEG_SCORES False: not with TEST\.AUG"):
+        check_test_time(cfg)
+    cfg.MODEL.UNIVERSAL.INSTANCES = True
+    with pytest.raises(D2CityscapesError, match=r"not for UniversalSegmentor with .*INSTANCES True"):
+        check_test_time(cfg)
 
 
 def test_views_may_be_seen_in_windows():
