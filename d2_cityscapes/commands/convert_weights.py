@@ -9,6 +9,7 @@ examples:
   d2c convert coco-to-cityscapes --input model_final_f10217.pkl
       --output coco_cityscapes.pth --rider random
   d2c convert seamseg --input seamseg.tar --output seamless.pth
+  d2c convert mask2former --input model_final.pkl --output mask2former.pth
   d2c convert to-detectron2 --input stage3/model_final.pth --output stock
 """
 
@@ -48,6 +49,14 @@ weights of norms become |w| + 1e-5, as its in-place activated batch norm uses th
 to the end of the classes, and x before y in the boxes. configs/panoptic/seamless_R_50_FPN.yaml is
 the network for Cityscapes.
 """
+MASK2FORMER = """\
+Weights of facebookresearch/Mask2Former -> UniversalSegmentor.
+
+Takes a checkpoint of its model zoo (.pkl) or of an own training, with a ResNet or Swin, of any
+number of classes; or such a backbone alone, also one that torchvision-deeplab has made.
+configs/universal has the networks; the config of weights of another size names it in
+MODEL.UNIVERSAL.CONFIG.
+"""
 STOCK = """\
 Trained model of this package -> config.yaml and model.pth for stock Detectron2.
 
@@ -65,6 +74,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "torchvision-deeplab": TORCHVISION,
         "coco-to-cityscapes": f"{COCO}\n{riders}\n",
         "seamseg": SEAMSEG,
+        "mask2former": MASK2FORMER,
         "to-detectron2": STOCK,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)

@@ -16,6 +16,7 @@ __all__ = [
     "ConversionError",
     "coco_to_cityscapes",
     "convert_file",
+    "mask2former_to_universal",
     "seamseg_to_detectron2",
     "torchvision_to_detectron2",
 ]
@@ -24,6 +25,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "coco_to_cityscapes": "d2_cityscapes.convert.coco",
+        "mask2former_to_universal": "d2_cityscapes.convert.mask2former",
         "seamseg_to_detectron2": "d2_cityscapes.convert.seamseg",
         "torchvision_to_detectron2": "d2_cityscapes.convert.torchvision_resnet",
     },

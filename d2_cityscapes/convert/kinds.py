@@ -11,6 +11,7 @@ CONVERSIONS = {
     "torchvision-deeplab": ("torchvision_resnet", "convert_torchvision_file"),
     "coco-to-cityscapes": ("coco", "convert_coco_file"),
     "seamseg": ("seamseg", "convert_seamseg_file"),
+    "mask2former": ("mask2former", "convert_mask2former_file"),
     "to-detectron2": ("stock", "convert_to_stock"),  # the only one that needs Detectron2
 }
 

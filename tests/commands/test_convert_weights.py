@@ -45,6 +45,7 @@ def test_help(call):
         ("torchvision-deeplab", ["DeepLabV3Segmentor", "STRIDE_IN_1X1"]),
         ("coco-to-cityscapes", ["--rider", "--seed", "blob_stats", "model zoo"]),
         ("seamseg", ["SeamlessPanoptic", "mapillary/seamseg"]),
+        ("mask2former", ["UniversalSegmentor", "facebookresearch/Mask2Former", "model zoo"]),
         ("to-detectron2", ["--config-file", "DefaultPredictor", "DIR"]),
     ],
 )

@@ -152,7 +152,8 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._of_hub():
             folder = Path(filename).parent
-            return {"model": hub_weights(folder), CLASSES: hub_classes(folder)}
+            weights = hub_weights(folder, self.model.network)
+            return {"model": weights, CLASSES: hub_classes(folder)}
         try:
             content = read_tensor_file(filename)
         except OSError as error:

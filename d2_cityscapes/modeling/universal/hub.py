@@ -18,7 +18,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.modeling.universal.dinov2 import eomt_from_dinov2
 from d2_cityscapes.modeling.universal.network import (
+    IDLE_NORM,
     NETWORKS,
     import_transformers,
     quiet_transformers,
@@ -32,7 +34,14 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CONFIG, _PIXELS = "config.json", "preprocessor_config.json"
 _FILES = (".pth", ".pkl", ".pt", ".pyth", ".safetensors")  # that are not there
-_BACKBONES = {"resnet": "ResNetBackbone", "swin": "SwinBackbone"}
+# Network -> model_type of backbones that it begins with -> transformers' class of them.
+_BACKBONES = {
+    "mask2former": {"resnet": "ResNetBackbone", "swin": "SwinBackbone"},
+    "eomt": {
+        "dinov2_with_registers": "Dinov2WithRegistersModel",
+        "dinov2": "Dinov2Model",
+    },
+}
 _ENCODER = "network.model.pixel_level_module.encoder."
 
 
@@ -144,46 +153,64 @@ def _check_pixels(cfg: CfgNode, folder: Path) -> None:
             )
 
 
-def hub_weights(folder: Path) -> dict[str, Tensor]:
+def hub_weights(folder: Path, network: Any) -> dict[str, Tensor]:
     """The tensors of a folder under the names of a `UniversalSegmentor`.
 
     Transformers reads them, as it knows what they were called before. What the folder's own config
     has, but not its file, is left out.
 
+    Args:
+        folder: of a whole network, or of a backbone.
+        network: of the segmentor that they are for.
+
     Raises:
         D2CityscapesError: another network, or files that cannot be read.
     """
-    transformers = import_transformers()
-    config = _config(folder)
-    kind, prefix = NETWORKS.get(config.model_type), "network."
-    if kind is None and config.model_type in _BACKBONES:
-        kind, prefix = _BACKBONES[config.model_type], _ENCODER
-        names = {"out_features": config.stage_names[1:]}
-    elif kind is None:
+    found, ours = _config(folder).model_type, network.config.model_type
+    if found == ours:
+        tensors = _tensors(folder, NETWORKS[found], ignore_mismatched_sizes=True)
+        prefix = "network."
+    elif found not in _BACKBONES[ours]:
         raise D2CityscapesError(
-            f"{folder}: a {config.model_type}; UniversalSegmentor takes {' or '.join(NETWORKS)}, "
-            f"or a backbone: {' or '.join(_BACKBONES)}"
+            f"{folder}: a {found}; a {ours} begins with weights of its own, or of a backbone: "
+            f"{' or '.join(_BACKBONES[ours])}"
         )
+    elif ours == "eomt":
+        rows = [side // network.config.patch_size for side in 2 * [network.config.image_size]]
+        tensors = eomt_from_dinov2(
+            _tensors(folder, _BACKBONES[ours][found]),
+            patch_size=network.config.patch_size,
+            grid=(rows[0], rows[1]),
+        )
+        tensors["attn_mask_probs"] = network.attn_mask_probs.clone()  # which nothing trains
+        prefix = "network."
     else:
-        names = {"ignore_mismatched_sizes": True}
+        stages = network.config.backbone_config.out_features
+        tensors = _tensors(folder, _BACKBONES[ours][found], out_features=stages)
+        prefix = _ENCODER
+    return {
+        prefix + name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("criterion.") and f"{IDLE_NORM}.layernorm." not in prefix + name
+    }
+
+
+def _tensors(folder: Path, kind: str, **options: Any) -> dict[str, Tensor]:
+    """Those that a class of transformers reads from a folder, under its names."""
     with quiet_transformers():
         try:
-            network, report = getattr(transformers, kind).from_pretrained(
+            network, report = getattr(import_transformers(), kind).from_pretrained(
                 str(folder),
                 local_files_only=True,
                 output_loading_info=True,
                 dtype="float32",
-                **names,
+                **options,
             )
         except Exception as error:  # of its file formats, in one of many kinds
             reason = " ".join(str(error).split())[:200]
             raise D2CityscapesError(f"{folder}: cannot be read as weights ({reason})") from error
     absent = {*report["missing_keys"]}
-    return {
-        prefix + name: tensor
-        for name, tensor in network.state_dict().items()
-        if name not in absent and not name.startswith("criterion.")
-    }
+    return {name: x for name, x in network.state_dict().items() if name not in absent}
 
 
 def hub_classes(folder: Path) -> Mapping[str, Any] | None:

@@ -18,6 +18,7 @@ from d2_cityscapes.modeling.universal.eomt import eomt_layers, eomt_stages
 from d2_cityscapes.modeling.universal.losses import Prediction, SetLoss
 
 __all__ = [
+    "IDLE_NORM",
     "NETWORKS",
     "build_network",
     "divisor",
@@ -34,6 +35,8 @@ NETWORKS = {
     "mask2former": "Mask2FormerForUniversalSegmentation",
     "eomt": "EomtForUniversalSegmentation",
 }
+_NEEDED_BY, _OLDEST = "MODEL.META_ARCHITECTURE UniversalSegmentor", (5, 24)
+IDLE_NORM = "pixel_level_module.encoder.swin"
 _KEY = "MODEL.UNIVERSAL.CONFIG"
 # What transformers writes into every config.json, and what follows from the data here.
 _NOT_SETTINGS = frozenset(
@@ -48,9 +51,16 @@ def import_transformers() -> Any:
     """The module.
 
     Raises:
-        D2CityscapesError: it is not installed.
+        D2CityscapesError: it is not installed, or too old.
     """
-    return import_extra("transformers", "MODEL.META_ARCHITECTURE UniversalSegmentor")
+    transformers = import_extra("transformers", _NEEDED_BY)
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < _OLDEST:
+        raise D2CityscapesError(
+            f"{_NEEDED_BY} needs transformers {'.'.join(map(str, _OLDEST))} or later, whose names "
+            f"its weights have; {transformers.__version__} is installed"
+        )
+    return transformers
 
 
 @contextlib.contextmanager
@@ -100,6 +110,9 @@ def build_network(name: str, values: Mapping[str, Any], num_classes: int) -> nn.
             reason = " ".join(str(error).split())
             raise D2CityscapesError(f"{_KEY}: {name} cannot be built: {reason}") from error
     del network.criterion  # `SetLoss` stands for it
+    for name, module in network.named_modules():
+        if name.endswith(IDLE_NORM):  # of a Swin's last map, from which nothing follows
+            module.layernorm = nn.Identity()
     return network
 
 

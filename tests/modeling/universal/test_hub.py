@@ -11,6 +11,7 @@ from d2_cityscapes.engine.setup import ConfigError, check_weights_file
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.modeling import build_model
+from d2_cityscapes.modeling.universal.dinov2 import eomt_from_dinov2
 from d2_cityscapes.modeling.universal.hub import is_hub, resolve_hub
 from tests.modeling.universal.conftest import EOMT, MASK2FORMER, SWIN, universal_cfg
 
@@ -144,6 +145,52 @@ def test_a_backbone_alone_begins_a_training(tmp_path):
     assert {n for n in wanted if not torch.equal(wanted[n], ours[n])} == set()
     with pytest.raises(D2CityscapesError, match="a resnet; UniversalSegmentor takes"):
         resolve_hub(cfg_of(tmp_path / "resnet"))
+    with pytest.raises(D2CityscapesError, match="a resnet; a eomt begins with"):
+        loaded(resolve_hub(cfg_of(tmp_path / "resnet", "eomt", EOMT)), start=True)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers"])
+def test_eomt_begins_with_dinov2(tmp_path, kind):
+    values = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    if kind != "dinov2":
+        values["num_register_tokens"] = 2
+    config = transformers.AutoConfig.for_model(kind, **values, image_size=42, patch_size=14)
+    theirs = transformers.AutoModel.from_config(config)
+    theirs.save_pretrained(tmp_path / "dinov2")
+    own = {**EOMT, "num_register_tokens": values.get("num_register_tokens", 0)}
+    model = loaded(resolve_hub(cfg_of(tmp_path / "dinov2", "eomt", own)), start=True)
+    ours, wanted = model.network.state_dict(), theirs.state_dict()
+    assert torch.equal(
+        ours["layers.2.attention.out_proj.weight"],
+        wanted["encoder.layer.2.attention.o_proj.weight"],
+    )
+    assert torch.equal(ours["layernorm.weight"], wanted["layernorm.weight"])
+    places = wanted["embeddings.position_embeddings"]
+    assert torch.equal(
+        ours["embeddings.cls_token"][0], wanted["embeddings.cls_token"][0] + places[:, 0]
+    )
+
+
+def test_positions_and_patches_are_resampled_as_in_timm():
+    layers = pytest.importorskip("timm.layers")
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "embeddings.position_embeddings": torch.randn(1, 26, 8, generator=generator),
+        "embeddings.cls_token": torch.zeros(1, 1, 8),
+        "embeddings.patch_embeddings.projection.weight": torch.randn(
+            8, 3, 14, 14, generator=generator
+        ),
+    }
+    found = eomt_from_dinov2(weights, patch_size=16, grid=(4, 6))
+    places = layers.resample_abs_pos_embed(
+        weights["embeddings.position_embeddings"][:, 1:], (4, 6), num_prefix_tokens=0
+    )
+    torch.testing.assert_close(found["embeddings.position_embeddings.weight"], places[0])
+    name = "embeddings.patch_embeddings.projection.weight"
+    patches = layers.resample_patch_embed(weights[name], [16, 16])
+    torch.testing.assert_close(found[name], patches, atol=1e-4, rtol=1e-4)
+    same = eomt_from_dinov2(weights, patch_size=14, grid=(5, 5))
+    assert torch.equal(same[name], weights[name])
 
 
 def test_pixels_of_another_scale_are_refused(tmp_path):
