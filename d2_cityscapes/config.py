@@ -134,7 +134,7 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # Its maps by their stride, "res2" of 4 pixels to "res5" of 32. []: MODEL.FPN.IN_FEATURES, and
     # where that is empty too, all that it has.
     cfg.MODEL.TIMM.OUT_FEATURES = []
-    # How often stochastic depth leaves out its last block; the earlier ones less.
+    # How often stochastic depth leaves out its last block, and the earlier ones less. 0: never.
     cfg.MODEL.TIMM.DROP_PATH = 0.0
     # Its batch norms as "FrozenBN" or "SyncBN"; "" for what they are.
     cfg.MODEL.TIMM.NORM = ""
@@ -220,12 +220,22 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # Fetch the next batch and copy it to the GPU, from pinned memory on a stream of its own, while
     # the model works on this one. Needs NUM_WORKERS above 0; on the CPU workers are ahead as it is.
     cfg.DATALOADER.PREFETCH = False
+    # SAMPLER_TRAIN may also be "ClassBalancedTrainingSampler", which draws the part BALANCE of an
+    # epoch class by class, and "SmallObjectTrainingSampler", which draws it instance by instance of
+    # those below SMALL_AREA px of the stored picture. Epochs stay as long; the factors are logged.
+    cfg.DATALOADER.BALANCE = 0.5
+    cfg.DATALOADER.SMALL_AREA = 1024
     # Part of the images that "RandomSubsetTrainingSampler" trains on. Detectron2 reads this key too
     # but gives it no default.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
     # Instances of fewer pixels than this after augmentation are left out of training.
     cfg.INPUT.MIN_INSTANCE_AREA = 0
+    # Instances of fewer pixels than SMALL_INSTANCE_AREA after augmentation have this factor in the
+    # semantic loss (pixel by pixel) and in that of the mask head (3.0 in Panoptic-DeepLab); boxes
+    # and classes of regions have none. 1.0: none at all.
+    cfg.INPUT.SMALL_INSTANCE_WEIGHT = 1.0
+    cfg.INPUT.SMALL_INSTANCE_AREA = 4096
     # Scale jitter: in training the size of MIN_SIZE_TRAIN and MAX_SIZE_TRAIN times a random factor
     # of RANGE, of which a random CROP_SIZE (height, width) is cut; smaller ones are padded with
     # void. [0.5, 2.0] is usual for Cityscapes, [0.1, 2.0] is large-scale jitter. A crop of which a

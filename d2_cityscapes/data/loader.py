@@ -17,9 +17,16 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from d2_cityscapes.data.mapper import PASTE_FROM, CityscapesShardMapper
+from d2_cityscapes.data.register import label_table_of
+from d2_cityscapes.data.repeat_factors import (
+    class_balanced_factors,
+    factor_table,
+    small_object_factors,
+)
 from d2_cityscapes.data.samplers import ShardSampler
 from d2_cityscapes.data.training_set import LoaderError, TrainingImages, training_set
 from d2_cityscapes.errors import building
+from d2_cityscapes.labels.instances import SMALL_AREA
 
 __all__ = [
     "SAMPLE",
@@ -268,6 +275,27 @@ def _repeat_options(cfg: CfgNode, dicts: Sequence[dict]) -> dict:
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         dicts, cfg.DATALOADER.REPEAT_THRESHOLD, **options
     )
+    return _logged(cfg, dicts, factors)
+
+
+def _balanced_options(cfg: CfgNode, dicts: Sequence[dict]) -> dict:
+    classes = len(label_table_of(cfg.DATASETS.TRAIN).things)
+    factors = class_balanced_factors(dicts, cfg.DATALOADER.BALANCE, classes)
+    return _logged(cfg, dicts, factors)
+
+
+def _small_object_options(cfg: CfgNode, dicts: Sequence[dict]) -> dict:
+    classes = len(label_table_of(cfg.DATASETS.TRAIN).things)
+    area = cfg.DATALOADER.SMALL_AREA
+    factors = small_object_factors(dicts, cfg.DATALOADER.BALANCE, classes, area)
+    return _logged(cfg, dicts, factors, area)
+
+
+def _logged(
+    cfg: CfgNode, dicts: Sequence[dict], factors: torch.Tensor, area: float = SMALL_AREA
+) -> dict:
+    names = [c.name for c in label_table_of(cfg.DATASETS.TRAIN).things]
+    logger.info("how often images come:\n%s", factor_table(dicts, factors, names, area))
     return {"repeat_factors": factors}
 
 
@@ -286,4 +314,6 @@ _SAMPLER_OPTIONS: dict[str, Callable[[CfgNode, Sequence[dict]], dict]] = {
     "TrainingSampler": lambda cfg, dicts: {},
     "RepeatFactorTrainingSampler": _repeat_options,
     "RandomSubsetTrainingSampler": _subset_options,
+    "ClassBalancedTrainingSampler": _balanced_options,
+    "SmallObjectTrainingSampler": _small_object_options,
 }

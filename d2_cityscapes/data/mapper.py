@@ -65,6 +65,8 @@ class CityscapesShardMapper:
         sem_seg: bool = False,
         panoptic: bool = False,
         min_instance_area: int = 0,
+        small_instance_weight: float = 1.0,
+        small_instance_area: int = 4096,
         resize_backend: str = "torch",
         table: LabelTable = CITYSCAPES,
     ) -> None:
@@ -80,6 +82,10 @@ class CityscapesShardMapper:
             panoptic: build "panoptic_seg".
             min_instance_area: instances of fewer pixels than this after augmentation are left out,
                 and become group regions of their class in the panoptic target.
+            small_instance_weight: of the pixels of small instances in "sem_seg_weights", (h, w)
+                float32 and 1 elsewhere, and of these instances in their "gt_weights", (N,) float32;
+                at 1 there are neither.
+            small_instance_area: pixels after augmentation below which an instance is small.
             resize_backend: "torch" or "pil", see `d2_cityscapes.data.augmentation.resize_image`.
             table: the classes.
         """
@@ -93,6 +99,13 @@ class CityscapesShardMapper:
         self.sem_seg = sem_seg
         self.panoptic = panoptic
         self.min_instance_area = min_instance_area
+        if small_instance_weight <= 0 or small_instance_area < 0:
+            raise D2CityscapesError(
+                f"INPUT.SMALL_INSTANCE_WEIGHT {small_instance_weight} with SMALL_INSTANCE_AREA "
+                f"{small_instance_area}: use a weight above 0, 1.0 for none, and an area in pixels"
+            )
+        self.small_instance_weight = small_instance_weight
+        self.small_instance_area = small_instance_area
         self.resize_backend = check_resize_backend(resize_backend)
         self.table = table
         logger.info("augmentations in %s: %s", "training" if is_train else "test", augmentations)
@@ -108,6 +121,8 @@ class CityscapesShardMapper:
             "masks": "segm" in tasks,
             "sem_seg": "sem_seg" in tasks,
             "min_instance_area": cfg.INPUT.MIN_INSTANCE_AREA,
+            "small_instance_weight": cfg.INPUT.SMALL_INSTANCE_WEIGHT,
+            "small_instance_area": cfg.INPUT.SMALL_INSTANCE_AREA,
             "resize_backend": cfg.INPUT.RESIZE_BACKEND,
             "table": label_table_of(cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST),
         }
@@ -169,13 +184,16 @@ class CityscapesShardMapper:
 
     def _targets(self, ids: np.ndarray) -> dict:
         targets: dict = {}
-        if self.instances or self.panoptic:
+        weighted = self.small_instance_weight != 1
+        if self.instances or self.panoptic or weighted:
             found = find_instances(ids, self.table)
             ids = group_small(ids, found, self.min_instance_area)
         if self.instances:
             targets["instances"] = self._instances(ids, found)
         if self.sem_seg:
             targets["sem_seg"] = torch.from_numpy(self.table.train_id_of[ids].astype(np.int64))
+        if self.sem_seg and weighted:
+            targets["sem_seg_weights"] = self._pixel_weights(ids, found)
         if self.panoptic:
             panoptic, segments_info = panoptic_segments(ids, self.table)
             targets["panoptic_seg"] = torch.from_numpy(panoptic), segments_info
@@ -188,7 +206,22 @@ class CityscapesShardMapper:
         target.gt_classes = torch.from_numpy(self.table.thing_id_of_train[found.classes])
         if self.masks:
             target.gt_masks = IdMapMasks(_as_tensor(ids), _as_tensor(found.ids.astype(np.uint16)))
+        if self.masks and self.small_instance_weight != 1:
+            weights = np.where(self._are_small(found), self.small_instance_weight, 1.0)
+            target.gt_weights = torch.from_numpy(weights.astype(np.float32))
         return target
+
+    def _are_small(self, found: InstanceTable) -> np.ndarray:
+        """(N,) bool, of instances; a group has no size."""
+        return ~found.crowd & (found.areas < self.small_instance_area)
+
+    def _pixel_weights(self, ids: np.ndarray, found: InstanceTable) -> torch.Tensor:
+        weights = np.ones(ids.shape, dtype=np.float32)
+        small = found.select(self._are_small(found) & (found.areas >= self.min_instance_area))
+        for own, (x0, y0, x1, y1) in zip(small.ids.tolist(), small.boxes.tolist(), strict=True):
+            window = np.s_[y0:y1, x0:x1]
+            weights[window][ids[window] == own] = self.small_instance_weight
+        return torch.from_numpy(weights)
 
 
 def _second_of(dataset_dict: dict) -> dict:

@@ -147,7 +147,8 @@ def varying_sizes(cfg: CfgNode) -> str:
     """
     found = []
     crop = cfg.INPUT.CROP.TYPE if cfg.INPUT.CROP.ENABLED else ""
-    scales = 1 if cfg.INPUT.FIXED_SIZE else len(set(cfg.INPUT.MIN_SIZE_TRAIN))
+    one_size = cfg.INPUT.FIXED_SIZE or cfg.INPUT.SCALE_JITTER.ENABLED
+    scales = 1 if one_size else len(set(cfg.INPUT.MIN_SIZE_TRAIN))
     if scales > 1 and crop != "absolute":
         found.append("images (INPUT.MIN_SIZE_TRAIN)")
     if crop.endswith("range"):

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2_cityscapes.data.loader import build_train_loader
-from d2_cityscapes.data.mapper import CityscapesShardMapper
+from d2_cityscapes.data.mapper import PASTE_FROM, CityscapesShardMapper
 from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.data.training_set import training_set
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
@@ -306,7 +306,8 @@ def _crowded(cfg: CfgNode) -> list[dict]:
     counts = [sum(not a.get("iscrowd") for a in d.get("annotations", ())) for d in dicts]
     most = sorted(range(len(dicts)), key=lambda i: -counts[i])[: cfg.SOLVER.IMS_PER_BATCH]
     mapper = CityscapesShardMapper(cfg, True)
-    batch = [mapper({k: v for k, v in dicts[i].items() if k != "annotations"}) for i in most]
+    light = [{k: v for k, v in dicts[i].items() if k != "annotations"} for i in most]
+    batch = [mapper({**own, PASTE_FROM: own}) for own in light]
     return list(itertools.islice(itertools.cycle(batch), cfg.SOLVER.IMS_PER_BATCH))
 
 

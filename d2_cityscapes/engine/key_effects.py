@@ -113,6 +113,17 @@ _ACT_WITH: tuple[tuple[str, str, Callable[[CfgNode], bool]], ...] = (
     ),
     ("INPUT.CROP.*", "INPUT.CROP.ENABLED True", _on("INPUT.CROP.ENABLED")),
     (
+        "INPUT.SCALE_JITTER.*",
+        "INPUT.SCALE_JITTER.ENABLED True",
+        _on("INPUT.SCALE_JITTER.ENABLED"),
+    ),
+    ("INPUT.COPY_PASTE.*", "INPUT.COPY_PASTE.PROB above 0", _on("INPUT.COPY_PASTE.PROB")),
+    (
+        "INPUT.SMALL_INSTANCE_AREA",
+        "an INPUT.SMALL_INSTANCE_WEIGHT other than 1.0",
+        lambda cfg: cfg.INPUT.SMALL_INSTANCE_WEIGHT != 1,
+    ),
+    (
         "INPUT.M??_SIZE_*",
         "INPUT.FIXED_SIZE []",
         lambda cfg: not cfg.INPUT.FIXED_SIZE,
@@ -121,6 +132,20 @@ _ACT_WITH: tuple[tuple[str, str, Callable[[CfgNode], bool]], ...] = (
         "DATALOADER.REPEAT_THRESHOLD",
         "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler",
         _is("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+    ),
+    (
+        "DATALOADER.BALANCE",
+        "DATALOADER.SAMPLER_TRAIN ClassBalancedTrainingSampler or SmallObjectTrainingSampler",
+        _is(
+            "DATALOADER.SAMPLER_TRAIN",
+            "ClassBalancedTrainingSampler",
+            "SmallObjectTrainingSampler",
+        ),
+    ),
+    (
+        "DATALOADER.SMALL_AREA",
+        "DATALOADER.SAMPLER_TRAIN SmallObjectTrainingSampler",
+        _is("DATALOADER.SAMPLER_TRAIN", "SmallObjectTrainingSampler"),
     ),
     (
         "DATALOADER.RANDOM_SUBSET_RATIO",

@@ -208,7 +208,12 @@ def upsampled_cross_entropy(
 
 
 def map_cross_entropy(
-    logits: Tensor, target: Tensor, *, reduction: str = "mean", ignore_value: int = -100
+    logits: Tensor,
+    target: Tensor,
+    *,
+    reduction: str = "mean",
+    ignore_value: int = -100,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """PyTorch's cross entropy of maps, also where its algorithms have to be deterministic.
 
@@ -220,7 +225,11 @@ def map_cross_entropy(
         target: (N, H, W) integer classes, or `ignore_value`.
         reduction: "sum", or "mean" over the pixels that are not ignored.
         ignore_value: what does not count in `target`.
+        weights: (N, H, W) factors of the pixels; then the sum is returned.
     """
+    if weights is not None:
+        losses = F.cross_entropy(logits, target, ignore_index=ignore_value, reduction="none")
+        return (losses * weights).sum()
     if not torch.are_deterministic_algorithms_enabled():
         return F.cross_entropy(logits, target, ignore_index=ignore_value, reduction=reduction)
     total = F.cross_entropy(logits, target, ignore_index=ignore_value, reduction="none").sum()

@@ -32,6 +32,7 @@ from d2_cityscapes.modeling.backbones.build import build_timm_encoder
 from d2_cityscapes.modeling.backbones.weights import uses_timm
 from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
+from d2_cityscapes.modeling.small_instances import are_weighted
 
 __all__ = ["DeepLabV3Segmentor"]
 
@@ -151,7 +152,12 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
         images = [x["image"].to(self.device) for x in batched_inputs]
         batch = self._padded([(x - self.pixel_mean) / self.pixel_std for x in images], 0.0)
         if self.training:
-            return self._losses(self._coarse_logits(batch.tensor), self._targets(batched_inputs))
+            weights = None
+            if are_weighted(batched_inputs):
+                maps = [x["sem_seg_weights"].to(self.device) for x in batched_inputs]
+                weights = self._padded(maps, 1.0).tensor
+            logits = self._coarse_logits(batch.tensor)
+            return self._losses(logits, self._targets(batched_inputs), weights)
         logits = self.logits(batch.tensor)
         return [
             {
@@ -192,11 +198,14 @@ class DeepLabV3Segmentor(KeepsFrozen, nn.Module):
         """All of the largest size, and of what INPUT.SIZE_DIVISIBILITY makes of it."""
         return ImageList.from_tensors(images, getattr(self.backbone, "size_divisibility", 0), value)
 
-    def _losses(self, logits: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, logits: dict[str, Tensor], targets: Tensor, pixel_weights: Tensor | None
+    ) -> dict[str, Tensor]:
         weights = {"out": self.loss_weight, "aux": self.loss_weight * self.aux_loss_weight}
         names = {"out": "loss_sem_seg", "aux": "loss_sem_seg_aux"}
         return {
-            names[head]: weights[head] * _cross_entropy(own, targets, self.ignore_value)
+            names[head]: weights[head]
+            * _cross_entropy(own, targets, self.ignore_value, pixel_weights)
             for head, own in logits.items()
         }
 
@@ -259,7 +268,9 @@ def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, ignore_value: int, weights: Tensor | None = None
+) -> Tensor:
     """Mean over the pixels that count; of none 0, with a gradient of zeros, where PyTorch has nan.
 
     One image at a time is upsampled, and again in the backward pass: in float32 19 classes of
@@ -269,16 +280,22 @@ def _cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor
         logits: (N, K, ., .), upsampled to the targets here.
         targets: (N, h, w) channels, or `ignore_value`.
         ignore_value: pixels that do not count.
+        weights: (N, h, w) factors of the pixels; they do not change how many count.
     """
 
-    def total(own: Tensor, target: Tensor) -> Tensor:
+    def total(own: Tensor, target: Tensor, *weight: Tensor) -> Tensor:
         upsampled = _upsampled(own[None], (target.shape[0], target.shape[1]))
         return map_cross_entropy(
-            upsampled, target[None], ignore_value=ignore_value, reduction="sum"
+            upsampled,
+            target[None],
+            ignore_value=ignore_value,
+            reduction="sum",
+            weights=weight[0][None] if weight else None,
         )
 
     counted = (targets != ignore_value).sum()
-    sums = [recomputed(total, *image) for image in zip(logits, targets, strict=True)]
+    maps = (logits, targets) if weights is None else (logits, targets, weights)
+    sums = [recomputed(total, *image) for image in zip(*maps, strict=True)]
     return torch.stack(sums).sum() / counted.clamp(min=1)
 
 

@@ -21,6 +21,7 @@ from d2_cityscapes.modeling.execution.wait_free.parts import stop_waiting
 from d2_cityscapes.modeling.freezing.freeze import freeze_modules, plan_freezing
 from d2_cityscapes.modeling.freezing.guard import await_schedule, keep_in_eval
 from d2_cityscapes.modeling.freezing.state import norm_layers
+from d2_cityscapes.modeling.small_instances import weigh_small_instances
 
 __all__ = ["are_in_force", "nothing", "put_into_force"]
 
@@ -48,6 +49,8 @@ def put_into_force(cfg: CfgNode, model: nn.Module) -> None:
         keep_in_eval(model, norm_layers(model, frozen) if freeze.NORM_EVAL else ())
         await_schedule(model, bool(freeze.SCHEDULE))
         logger.info("Frozen: %s\n%s", ", ".join(report.frozen_modules), report.table())
+    if cfg.INPUT.SMALL_INSTANCE_WEIGHT != 1:
+        weigh_small_instances(model)
     set_dense_options(cfg, model)
     pool_exactly(model)
     pool_without_indices(model)

@@ -8,12 +8,13 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, SemanticSegmentor
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
 from d2_cityscapes.modeling.panoptic.postprocessing import postprocess_instances
+from d2_cityscapes.modeling.small_instances import are_weighted, weighted_semantic_losses
 from d2_cityscapes.modeling.void import zero_if_void
 
 __all__ = ["StagedRCNN", "StagedSegmentor"]
@@ -73,8 +74,17 @@ class StagedSegmentor(_Staged, SemanticSegmentor):
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """As `SemanticSegmentor`; the loss of a batch of void alone is 0, not nan."""
+        if self.training and are_weighted(batched_inputs):
+            return self._weighted_losses(batched_inputs)
         output = super().forward(batched_inputs)
         return zero_if_void(output, batched_inputs, self.sem_seg_head) if self.training else output
+
+    def _weighted_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        batch = ImageList.from_tensors(images, self.backbone.size_divisibility)
+        features = self.backbone(batch.tensor)
+        return weighted_semantic_losses(self.sem_seg_head, features, batched_inputs, self.device)
 
 
 def _wanted_size(inputs: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:

@@ -87,7 +87,8 @@ class AnchorSet:
     Attributes:
         anchors: what the model uses.
         datasets: names of the datasets that the boxes come from.
-        resize: {"min_size": [...], "max_size": ..., "sampling": ...}, the INPUT.*_TRAIN settings.
+        resize: {"min_size": [...], "max_size": ..., "sampling": ...}, the INPUT.*_TRAIN settings;
+            "scale_jitter" and "crop_size" where INPUT.SCALE_JITTER is on.
         num_boxes: number of shapes that were clustered.
         seed: random_state of the k-means.
         method: MODEL.ANCHOR_GENERATOR.KMEANS.METHOD.

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 METHODS = ("separate", "joint", "paper")
-RANGE_SAMPLES = 5  # short edges that stand for a range of them
+RANGE_SAMPLES = 5  # short edges, or factors, that stand for a range of them
 SEED = 0
 
 
@@ -198,7 +198,7 @@ def network_shapes(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]]) -> np.
 
     If training picks the short edge of an image among several, every box counts once for each of
     them (see `short_edges`). Crowds, empty boxes and instances below INPUT.MIN_INSTANCE_AREA are
-    left out, as in training.
+    left out, as in training. Crops of INPUT.SCALE_JITTER make no box larger than they are.
     """
     scales: dict[tuple[int, int], np.ndarray] = {}  # (H, W) -> (E, 2) factors of width and height
     shapes = [np.zeros((0, 2))]
@@ -213,6 +213,8 @@ def network_shapes(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]]) -> np.
             continue
         table = np.array(rows, dtype=np.float64)  # (M, 3)
         scaled = (table[None, :, :2] * scales[size][:, None]).reshape(-1, 2)
+        if cfg.INPUT.SCALE_JITTER.ENABLED:
+            scaled = np.minimum(scaled, cfg.INPUT.SCALE_JITTER.CROP_SIZE[::-1])
         areas = (table[None, :, 2] * scales[size].prod(axis=1)[:, None]).reshape(-1)
         shapes.append(scaled[(scaled > 0).all(axis=1) & (areas >= cfg.INPUT.MIN_INSTANCE_AREA)])
     return np.concatenate(shapes)
@@ -242,7 +244,10 @@ def _scales(cfg: CfgNode, height: int, width: int) -> list[tuple[float, float]]:
                 height, width, edge, cfg.INPUT.MAX_SIZE_TRAIN
             )
         scales.append((new_width / width, new_height / height))
-    return scales
+    jitter = cfg.INPUT.SCALE_JITTER
+    low, high = jitter.RANGE if jitter.ENABLED else (1.0, 1.0)
+    factors = sorted({*np.linspace(low, high, RANGE_SAMPLES).tolist()})
+    return [(x * factor, y * factor) for x, y in scales for factor in factors]
 
 
 def _shape_and_area(annotation: dict[str, Any]) -> tuple[float, float, float]:
@@ -264,8 +269,11 @@ def _resize(cfg: CfgNode) -> dict[str, object]:
     if cfg.INPUT.FIXED_SIZE:
         return {"fixed_size": list(cfg.INPUT.FIXED_SIZE)}
     min_size = cfg.INPUT.MIN_SIZE_TRAIN
+    jitter = cfg.INPUT.SCALE_JITTER
+    scaled = {"scale_jitter": list(jitter.RANGE), "crop_size": list(jitter.CROP_SIZE)}
     return {
         "min_size": [min_size] if isinstance(min_size, int) else list(min_size),
         "max_size": cfg.INPUT.MAX_SIZE_TRAIN,
         "sampling": cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        **(scaled if jitter.ENABLED else {}),
     }

@@ -42,7 +42,8 @@ def mask_rcnn_loss(logits: Tensor, instances: list[Instances], vis_period: int =
 
     Args:
         logits: (R, K, S, S), or (R, 1, S, S) where masks are class-agnostic.
-        instances: the R regions by image, with "gt_classes", "gt_masks" and "proposal_boxes".
+        instances: the R regions by image, with "gt_classes", "gt_masks" and "proposal_boxes"; with
+            "gt_weights" (., ) float32 the loss is the mean of weight times loss.
         vis_period: predictions and targets go to the event storage as pictures every so many
             iterations; 0 for never.
 
@@ -63,6 +64,9 @@ def mask_rcnn_loss(logits: Tensor, instances: list[Instances], vis_period: int =
     _log_accuracy(chosen, inside)
     if vis_period > 0 and get_event_storage().iter % vis_period == 0:
         _draw(chosen, targets)
+    if instances[0].has("gt_weights"):  # see `d2_cityscapes.modeling.small_instances`
+        cells = F.binary_cross_entropy_with_logits(chosen, targets, reduction="none")
+        return (cells.mean(dim=(1, 2)) * torch.cat([i.gt_weights for i in instances])).mean()
     return F.binary_cross_entropy_with_logits(chosen, targets, reduction="mean")
 
 

@@ -26,6 +26,7 @@ from d2_cityscapes.modeling.panoptic.postprocessing import (
     resize_to_labels,
 )
 from d2_cityscapes.modeling.panoptic.semantic_head import MiniDLSemSegHead
+from d2_cityscapes.modeling.small_instances import are_weighted, weighted_semantic_losses
 from d2_cityscapes.modeling.void import zero_if_void
 
 __all__ = ["SeamlessPanoptic"]
@@ -104,16 +105,21 @@ class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
         `MiniDLSemSegHead` gets the semantic target of each image at its own size: it averages over
         a part of all pixels, among which padding must not count.
         """
-        if not self.training or not isinstance(self.sem_seg_head, MiniDLSemSegHead):
+        weighted = are_weighted(batched_inputs)
+        if not self.training or not (weighted or isinstance(self.sem_seg_head, MiniDLSemSegHead)):
             output = super().forward(batched_inputs)
             if not self.training:
                 return output
             return zero_if_void(output, batched_inputs, self.sem_seg_head)
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        classes = [x["sem_seg"].to(self.device) for x in batched_inputs]
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        _, losses = self.sem_seg_head(features, classes)
+        if weighted:
+            head = self.sem_seg_head
+            losses = weighted_semantic_losses(head, features, batched_inputs, self.device)
+        else:
+            classes = [x["sem_seg"].to(self.device) for x in batched_inputs]
+            _, losses = self.sem_seg_head(features, classes)
         proposals, rpn_losses = self.proposal_generator(images, features, instances)
         _, roi_losses = self.roi_heads(images, features, proposals, instances)
         return {**losses, **rpn_losses, **roi_losses}

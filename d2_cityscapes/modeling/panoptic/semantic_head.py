@@ -90,7 +90,10 @@ class MiniDLSemSegHead(nn.Module):
         }
 
     def forward(
-        self, features: Mapping[str, Tensor], targets: Tensor | Sequence[Tensor] | None = None
+        self,
+        features: Mapping[str, Tensor],
+        targets: Tensor | Sequence[Tensor] | None = None,
+        weights: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Train or predict.
 
@@ -98,6 +101,7 @@ class MiniDLSemSegHead(nn.Module):
             features: (N, channels, ., .) of each level.
             targets: in training, (N, H, W) integer classes, `ignore_value` where void; or a map of
                 its own size for each image, so that padding is not counted as void.
+            weights: in training, factors of the pixels of each image: maps of the same sizes.
 
         Returns:
             In training None and {"loss_sem_seg"}; else (N, C, H, W) float32 logits and {}.
@@ -106,7 +110,7 @@ class MiniDLSemSegHead(nn.Module):
         if self.training:
             if targets is None:
                 raise ValueError("in training MiniDLSemSegHead needs targets")
-            return None, self.losses(logits, targets)
+            return None, self.losses(logits, targets, weights)
         logits = F.interpolate(
             logits.float(), scale_factor=self.stride, mode="bilinear", align_corners=False
         )
@@ -127,15 +131,23 @@ class MiniDLSemSegHead(nn.Module):
             )
         return logits
 
-    def losses(self, logits: Tensor, targets: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
-        """The loss from (N, C, h, w) logits; targets as in `forward`."""
-        images = [
-            mean_of_hardest(
-                upsampled_cross_entropy(own, target, self.stride, self.ignore_value)[None],
-                self.loss_top_k,
-            )
+    def losses(
+        self,
+        logits: Tensor,
+        targets: Tensor | Sequence[Tensor],
+        weights: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss from (N, C, h, w) logits; targets and weights as in `forward`.
+
+        What is hard is said by the weighted losses.
+        """
+        maps = [
+            upsampled_cross_entropy(own, target, self.stride, self.ignore_value)
             for own, target in zip(logits, targets, strict=True)
         ]
+        if weights is not None:
+            maps = [own * weight for own, weight in zip(maps, weights, strict=True)]
+        images = [mean_of_hardest(own[None], self.loss_top_k) for own in maps]
         return {"loss_sem_seg": torch.stack(images).mean() * self.loss_weight}
 
 
