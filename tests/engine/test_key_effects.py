@@ -63,6 +63,8 @@ def test_every_key_of_a_shipped_config_acts(name, tmp_path):
         ("instance", "MODEL.ROI_MASK_HEAD.FC_DIM", "64"),
         ("instance", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.0"),
         ("deeplab", "MODEL.BACKBONE.FREEZE_AT", "5"),
+        ("deeplab", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+        ("instance", "MODEL.TIMM.DROP_PATH", "0.1"),
         ("instance", "TEST.AUG.MAX_SIZE", "1000"),
         ("semantic", "TEST.SLIDING_WINDOW.STRIDE", "[64, 64]"),
         ("semantic", "MODEL.ROI_BOX_HEAD.IOU_LOSS", "ciou"),

@@ -170,7 +170,7 @@ def _save_deeplab(path, seed):
     torch.manual_seed(seed)
     body = torchvision.models.resnet18(weights=None).state_dict()
     weights = {f"backbone.{name}": x for name, x in body.items() if not name.startswith("fc.")}
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": weights | {"classifier.4.weight": torch.zeros(19, 256, 1, 1)}}, path)
     return torchvision_to_detectron2(weights).tensors
 
@@ -197,6 +197,17 @@ def test_a_deeplab_hands_on_its_backbone(deeplab_dir, tmp_path, tiny_opts, prepa
     (output / "stage0" / "backbone.pth").unlink()
     run_stages(plan())
     assert _weights(output / "stage0" / "backbone.pth").keys() == backbone.keys()
+
+
+def test_a_deeplab_over_a_network_of_timm_is_handed_on_as_it_is(deeplab_dir, tmp_path, tiny_opts):
+    """Its tensors have the names that they have under an FPN."""
+    pytest.importorskip("timm")
+    _save_deeplab(tmp_path / "out" / "stage0" / "model_final.pth", seed=1)
+    opts = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet18"]
+    config_dir, opts = deeplab_dir, [*tiny_opts, *opts]
+    (stage,) = plan_stages(tmp_path / "out", config_dir=config_dir, stages=[1], opts=opts)
+    assert stage.deeplab is None
+    assert str(tmp_path / "out" / "stage0" / "model_final.pth") == stage.cfg.MODEL.WEIGHTS
 
 
 def test_a_semantic_fpn_is_handed_on_as_it_is(repository, tmp_path, tiny_opts):

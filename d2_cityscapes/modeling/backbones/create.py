@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -38,24 +39,27 @@ def create_network(cfg: CfgNode, weights: TimmWeights, **options: Any) -> Any:
         raise D2CityscapesError(
             f"MODEL.TIMM.DROP_PATH {own.DROP_PATH}: use a number from 0, below 1"
         )
-    if own.DROP_PATH:
-        options["drop_path_rate"] = own.DROP_PATH
+    options["drop_path_rate"] = own.DROP_PATH
     tensors = read_weights(file, weights) if loads and file else None
     if tensors:
         options["pretrained_cfg_overlay"] = {"state_dict": tensors}
     elif loads and not weights.place:
         raise D2CityscapesError(f"MODEL.TIMM.PRETRAINED: timm has no weights of {weights.name}")
-    for any_size in _ANY_SIZE:
+    any_size = list(_ANY_SIZE)
+    while True:
         try:
             net = timm.create_model(
-                own.NAME, pretrained=loads, num_classes=0, **any_size, **options
+                own.NAME, pretrained=loads, num_classes=0, **any_size[0], **options
             )
             break
         except Exception as error:
             refused = _refused(error)
-            if refused.intersection(any_size):
-                continue
-            raise _explained(error, refused, cfg, weights) from error
+            if refused.intersection(any_size[0]):
+                del any_size[0]
+            elif "drop_path_rate" in refused and own.DROP_PATH == 0:
+                del options["drop_path_rate"]
+            else:
+                raise _explained(error, refused, cfg, weights) from error
     if tensors:
         _check_all_there(net, tensors, file, weights.name)
     if loads:
@@ -98,7 +102,9 @@ def _explained(
 
 def _check_all_there(net: nn.Module, tensors: Mapping[str, Tensor], file: str, name: str) -> None:
     """timm would leave random what a file lacks."""
-    lacking = [key for key, _ in net.named_parameters() if key not in tensors]
+    statistics = (key for key, _ in net.named_buffers() if ".running_" in key)
+    needed = itertools.chain((key for key, _ in net.named_parameters()), statistics)
+    lacking = [key for key in needed if key not in tensors]
     if lacking:
         raise D2CityscapesError(
             f"MODEL.TIMM.FILE {file}: lacks {len(lacking)} tensors of {name}, e.g. {lacking[0]}; "
