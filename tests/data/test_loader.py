@@ -415,3 +415,79 @@ def test_two_processes_divide_each_epoch(datasets, tmp_path):
 
 if __name__ == "__main__":
     run_rank(int(sys.argv[1]), sys.argv[2])
+
+
+PASTE = ("INPUT.COPY_PASTE.PROB", 1.0)
+
+
+def test_pasted_samples_are_those_of_the_seed(datasets):
+    """Whatever loads them, and after a resume; and others than without."""
+    whole = seen(take(build_train_loader(make_cfg(*PASTE)), 6))
+    assert seen(take(build_train_loader(make_cfg(*PASTE)), 6)) == whole
+    assert seen(take(build_train_loader(make_cfg(*PASTE, "DATALOADER.NUM_WORKERS", 2)), 6)) == whole
+    resumed = build_train_loader(make_cfg(*PASTE))
+    before = build_train_loader(make_cfg(*PASTE))
+    take(before, 3)
+    resumed.load_state_dict({"seed": 3, "position": 6})
+    assert seen(take(resumed, 3)) == whole[3:]
+    plain = seen(take(build_train_loader(make_cfg()), 6))
+    assert names_of(plain) == names_of(whole) and plain != whole
+
+
+def names_of(batches) -> list[str]:
+    return [sample[0] for batch in batches for sample in batch]
+
+
+def test_things_are_pasted_from_images_that_are_trained_on(register):
+    """Those of the same shard, where these are read one after another."""
+    ids = [scene(CAR + k) for k in range(4)]  # the road of each image has the colour of its number
+    name = register("pasted_from", ids)
+    for shard_local in (False, True):
+        cfg = make_cfg(
+            *PASTE, "INPUT.COPY_PASTE.THINGS", 1.0, "INPUT.COPY_PASTE.SMALL_COPIES", 1,
+            "INPUT.MIN_SIZE_TRAIN", (0,), "INPUT.CROP.ENABLED", False, "INPUT.RANDOM_FLIP", "none",
+            "INPUT.COPY_PASTE.STUFF", 0.0, "SOLVER.IMS_PER_BATCH", 1,
+            "DATALOADER.SHARD_LOCAL", shard_local,
+        )  # fmt: skip
+        cfg.DATASETS.TRAIN = (name,)
+        pairs = set()
+        for (sample,) in take(build_train_loader(cfg), 40):
+            own = int(sample["image"][0, 15, 31])
+            pairs.add((own, int(sample["image"][0, 3, 1])))
+        assert all(a != b for a, b in pairs)
+        shards = [(0, 1), (1, 0), (2, 3), (3, 2)]
+        assert pairs == {*shards} if shard_local else len(pairs) > 8
+
+
+def test_a_loader_without_second_images_is_refused(datasets):
+    from d2_cityscapes.data import CityscapesShardMapper
+    from d2_cityscapes.errors import D2CityscapesError
+
+    cfg = make_cfg(*PASTE)
+    (d, *_) = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    with pytest.raises(D2CityscapesError, match="gives no second image to paste from; take"):
+        CityscapesShardMapper(cfg, True)(d)
+
+
+@pytest.mark.parametrize("name", ["ClassBalancedTrainingSampler", "SmallObjectTrainingSampler"])
+def test_balanced_samplers_log_their_factors_and_draw_by_them(register, caplog, name):
+    """One image of ten has a truck, and small objects: half of the samples are of it."""
+    ids = [scene(CAR, size=(70, 70)) for _ in range(9)] + [scene(TRUCK, size=(70, 70))]
+    for own in ids[:9]:
+        own[10:60, 10:60] = CAR + 1
+        own[2:6] = 7
+    cfg = make_cfg("DATALOADER.SAMPLER_TRAIN", name, "DATALOADER.BALANCE", 1.0)
+    cfg.DATASETS.TRAIN = (register(f"rare_{name}", ids),)
+    with caplog.at_level("INFO", logger="d2_cityscapes.data.loader"):
+        loader = build_train_loader(cfg, mapper=untouched)
+    (table,) = [m for m in caplog.messages if "how often images come" in m]
+    row = next(line.split() for line in table.splitlines() if line.startswith("truck"))
+    truck = 5.0 if name.startswith("Class") else 10.0
+    assert row == ["truck", "1", "1", "1", f"{truck:.2f}"]
+    counts = Counter(names(take(loader, 50)))
+    assert counts[f"rare_{name}_000009_000019"] / 100 == pytest.approx(truck / 10, abs=0.05)
+    resumed = build_train_loader(cfg, mapper=untouched)
+    resumed.load_state_dict({"seed": 3, "position": 40})
+    assert names(take(resumed, 5)) == names(
+        take(build_train_loader(cfg, mapper=untouched), 25)[20:]
+    )

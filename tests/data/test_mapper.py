@@ -207,3 +207,42 @@ def test_the_resize_backend_is_a_key(dicts):
     cfg.INPUT.RESIZE_BACKEND = "opencv"
     with pytest.raises(D2CityscapesError, match=r"RESIZE_BACKEND 'opencv': use torch or pil"):
         CityscapesShardMapper(cfg, True)
+
+
+def test_instances_that_are_too_small_are_groups_of_the_panoptic_target(array_source, tmp_path):
+    """4 pixels of a car, of which 6 are asked for: no instance, but still car."""
+    ids = np.full((8, 12), 7)
+    ids[1:3, 2:4], ids[4:7, 6:9] = 26000, 26001
+    picture = np.zeros((8, 12, 3), np.uint8)
+    write_shards([array_source("a_leftImg8bit.png", picture, ids)], tmp_path, split="train")
+    (d,) = load_shards(tmp_path, split="train")
+    out = _mapper(panoptic=True, min_instance_area=6)(d)
+    assert out["instances"].gt_boxes.tensor.tolist() == [[6, 4, 9, 7]]
+    panoptic, segments = out["panoptic_seg"]
+    found = {(s["category_id"], s["iscrowd"], s["area"]) for s in segments}
+    assert found == {(0, 0, 96 - 13), (13, 1, 4), (13, 0, 9)}
+    (group,) = [s["id"] for s in segments if s["iscrowd"]]
+    assert (panoptic == group).nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+    assert (out["sem_seg"] == 13).sum() == 13
+
+
+def test_small_instances_have_weights(array_source, tmp_path):
+    """Below 6 pixels; groups and stuff never, and nothing at a weight of 1."""
+    ids = np.full((8, 12), 7)
+    ids[1:3, 2:4], ids[4:7, 6:9], ids[7, 0] = 26000, 26001, 26
+    picture = np.zeros((8, 12, 3), np.uint8)
+    write_shards([array_source("a_leftImg8bit.png", picture, ids)], tmp_path, split="train")
+    (d,) = load_shards(tmp_path, split="train")
+    out = _mapper(small_instance_weight=3.0, small_instance_area=6)(d)
+    weights = out["sem_seg_weights"]
+    assert weights.dtype == torch.float32 and weights.sum() == 96 + 2 * 4
+    assert (weights == 3).equal(torch.from_numpy(ids == 26000))
+    assert out["instances"].gt_weights.tolist() == [3, 1]
+    plain = _mapper()(d)
+    assert "sem_seg_weights" not in plain and not plain["instances"].has("gt_weights")
+
+
+@pytest.mark.parametrize(("weight", "area"), [(0.0, 4096), (3.0, -1)])
+def test_weights_of_small_instances_are_above_0(weight, area):
+    with pytest.raises(D2CityscapesError, match=r"SMALL_INSTANCE_WEIGHT .*use a weight above 0"):
+        _mapper(small_instance_weight=weight, small_instance_area=area)

@@ -134,3 +134,29 @@ def test_a_new_seed_is_a_new_stream_and_a_new_subset():
     after = head(sampler, 20)
     assert after == head(ShardSampler(100, seed=2, subset_ratio=0.2), 20)
     assert set(after) != set(before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_second_image_is_one_of_the_stream_as_often(mode):
+    sampler = ShardSampler(7, seed=2, **MODES[mode])
+    stream = {*head(sampler, 200)}
+    draws = [i / 1000 for i in range(1000)]
+    for index in stream:
+        found = torch.bincount(
+            torch.tensor([sampler.second(index, draw) for draw in draws]), minlength=7
+        )
+        others = torch.zeros(7)
+        for other in stream - {index}:
+            if "shards" not in MODES[mode] or SHARDS[other] == SHARDS[index]:
+                others[other] = FACTORS[other] if "repeat_factors" in MODES[mode] else 1
+        if others.sum() == 0:
+            others[index] = 1  # there is no other
+        torch.testing.assert_close(found / 1000, others / others.sum(), atol=0.002, rtol=0)
+
+
+def test_the_second_image_of_a_resumed_subset_is_of_that():
+    sampler = ShardSampler(100, seed=1, subset_ratio=0.2)
+    sampler.second(head(sampler, 1)[0], 0.5)
+    sampler.seed = 2
+    stream = {*head(sampler, 20)}
+    assert {sampler.second(head(sampler, 1)[0], i / 99) for i in range(99)} < stream
