@@ -9,6 +9,7 @@ import contextlib
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = [
     "check_png",
     "check_size",
     "comment_of",
+    "encode_png",
     "figure_png",
     "picture_errors",
     "read_header",
@@ -210,6 +212,16 @@ def write_picture(path: Path, pixels: np.ndarray, *, comment: str = "") -> None:
         kind["comment"] = comment.encode()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **kind)
     write_atomically(path, [buffer.getvalue()])
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """(H, W, 3 or 4) uint8 or (H, W) uint8 or uint16 values as a PNG, soon rather than small."""
+    if imagecodecs is not None:
+        return bytes(imagecodecs.png_encode(pixels, level=1, filter=imagecodecs.PNG.FILTER.UP))
+    buffer = io.BytesIO()
+    # Pillow tries all filters on each row; of what is left, run lengths are as short as matches
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    return buffer.getvalue()
 
 
 def comment_of(path: Path) -> str:

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from d2_cityscapes import png
-from d2_cityscapes.png import IDS, RGB, PngError, PngKind, check_png, read_header, read_png
+from d2_cityscapes.png import (
+    IDS,
+    RGB,
+    PngError,
+    PngKind,
+    check_png,
+    encode_png,
+    read_header,
+    read_png,
+)
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 PICTURES = st.one_of(
@@ -63,6 +72,16 @@ def test_pixels_come_back(decoder: str, tmp_path: Path, pixels: np.ndarray, leve
     np.testing.assert_array_equal(found, pixels)
     assert read_header(path).size == pixels.shape[:2]
     check_png(path, kind_of(pixels))
+
+
+@given(pixels=PICTURES | hnp.arrays(np.uint8, (5, 3, 4)))
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_pillow_reads_what_is_encoded(decoder: str, pixels: np.ndarray) -> None:
+    found = np.asarray(Image.open(io.BytesIO(encode_png(pixels))))
+    assert found.dtype == pixels.dtype
+    np.testing.assert_array_equal(found, pixels)
 
 
 def test_large_ids(decoder: str, tmp_path: Path) -> None:

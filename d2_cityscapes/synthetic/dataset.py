@@ -13,10 +13,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import io
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +26,8 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.files import lock_folder, remove_temporaries, write_atomically, write_json
 from d2_cityscapes.labels import INSTANCE_DIVISOR
 from d2_cityscapes.labels.cityscapes import CITYSCAPES_LABELS
+from d2_cityscapes.memory import keep_freed_memory
+from d2_cityscapes.png import encode_png
 from d2_cityscapes.synthetic.street.canvas import draw_ids
 from d2_cityscapes.synthetic.street.scene import Scene, render_scene
 from d2_cityscapes.synthetic.street.sprites import (
@@ -53,7 +53,6 @@ MARKER = "make_synthetic.json"
 MIN_SIZE = (64, 128)  # height, width, px
 _SPLITS = ("train", "val", "train_extra")
 _VERSION = 1  # of the scenes: counts up when the same arguments begin to give other pictures
-_COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # of the PNG files
 
 _CITIES = {
     "train": (
@@ -127,14 +126,14 @@ def write_scene(scene: Scene, root: Path, split: str, index: int) -> None:
     label_ids = np.where(ids < INSTANCE_DIVISOR, ids, ids // INSTANCE_DIVISOR).astype(np.uint8)
     picture, *maps, polygons = _files(root, split, index)
     for path, array in zip(maps, (ids, label_ids, _label_colors()[label_ids]), strict=True):
-        write_atomically(path, [_png(array)])
+        write_atomically(path, [encode_png(array)])
     document = {
         "imgHeight": height,
         "imgWidth": width,
         "objects": [{"label": label, "polygon": polygon} for label, polygon in objects],
     }
     write_atomically(polygons, [json.dumps(document).encode()])
-    write_atomically(picture, [_png(scene.image)])
+    write_atomically(picture, [encode_png(scene.image)])
 
 
 def make_tree(
@@ -212,6 +211,7 @@ def make_tree(
 
 def _make_one(root: Path, height: int, width: int, seed: int, which: tuple[str, int]) -> None:
     split, index = which
+    keep_freed_memory()
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     with _without_collector():
         write_scene(render_scene(height, width, rng=rng), root, split, index)
@@ -265,9 +265,3 @@ def _label_colors() -> np.ndarray:
     """uint8 (34, 4): RGBA of every label id, as in the official colour maps."""
     colors = {label.label_id: label.color for label in CITYSCAPES_LABELS.values()}
     return np.array([(*colors[i], 255) for i in range(max(colors) + 1)], dtype=np.uint8)
-
-
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", **_COMPRESSION)
-    return buffer.getvalue()

@@ -22,14 +22,16 @@ def convex_hull(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
     ordered = sorted({(float(x), float(y)) for x, y in points})
     hull: list[tuple[float, float]] = []
     for sweep in (ordered, ordered[::-1]):
-        half: list[tuple[float, float]] = []
-        for x, y in sweep:
+        half = sweep[:2]
+        for point in sweep[2:]:
+            x, y = point
             while len(half) >= 2:
-                (ax, ay), (bx, by) = half[-2:]
+                ax, ay = half[-2]
+                bx, by = half[-1]
                 if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
                     break
                 half.pop()
-            half.append((x, y))
+            half.append(point)
         hull += half[:-1]
     return hull
 
@@ -64,7 +66,10 @@ class Camera:
 
     def outline(self, points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         """Picture (x, y) of a flat polygon in metres; empty where it lies behind `NEAR`."""
-        if min(p[2] for p in points) >= NEAR:
+        for point in points:
+            if point[2] < NEAR:
+                break
+        else:
             return self.project(points)
         kept: list[Sequence[float]] = []
         for a, b in zip(points, [*points[1:], points[0]], strict=True):

@@ -28,7 +28,7 @@ def min_visible(size: tuple[int, int]) -> float:
 
 
 Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Colours (N, 3) float32 of the pixels at columns and rows (N,) of the picture."""
+"""Colours (3, N) float32 of the pixels at columns and rows (N,) of the picture."""
 
 
 def label_id_of(label: str) -> tuple[int, bool]:
@@ -180,31 +180,34 @@ class Canvas:
         self._layers = kept
 
     def paint(self) -> np.ndarray:
-        """(H, W, 3) float32 picture of all layers, 0..255.
+        """(3, H, W) float32 picture of all layers, 0..255.
 
         First of each pixel the surface that is in front there, alone; then what stands before it.
         """
         width, height = self.size
-        image = np.zeros((height, width, 3), dtype=np.float32)
+        image = np.zeros((3, height, width), dtype=np.float32)
+        flat = image.reshape(3, -1)
         front = self._front_surfaces()
         order = np.argsort(front, axis=None, kind="stable")
         ends = np.cumsum(np.bincount(front.ravel(), minlength=len(self._layers) + 1)).tolist()
         for number, layer in enumerate(self._layers, start=1):
             pixels = order[ends[number - 1] : ends[number]]
             if layer.paint is not None and len(pixels):
-                rows, columns = np.divmod(pixels, width)
-                image[rows, columns] = layer.paint(columns, rows)
+                rows = pixels // width
+                colors = layer.paint(pixels - rows * width, rows)
+                for channel in range(3):  # sooner than all at once
+                    flat[channel][pixels] = colors[channel]
         for number, layer in enumerate(self._layers, start=1):
             if layer.sprite is None:
                 continue
             sprite = layer.sprite
             x0, y0, (h, w) = sprite.x, sprite.y, sprite.cover.shape
-            box = np.s_[y0 : y0 + h, x0 : x0 + w]
+            box = np.s_[:, y0 : y0 + h, x0 : x0 + w]
             inside = rasterize([(x - x0, y - y0) for x, y in layer.polygon], (w, h))
             # smooth edges: label and colour agree on who has more
             cover = np.where(inside, np.maximum(sprite.cover, 0.45), np.minimum(sprite.cover, 0.35))
-            cover *= front[box] < number
-            image[box] += cover[..., None] * (sprite.rgb - image[box])
+            cover *= front[box[1:]] < number
+            image[box] += cover * (sprite.rgb - image[box])
         return image
 
     def _front_surfaces(self) -> np.ndarray:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from d2_cityscapes.synthetic.street.camera import Light
-from d2_cityscapes.synthetic.street.colors import Color, pick, vary
-from d2_cityscapes.synthetic.street.textures import blend, sample_plane, stripe
+from d2_cityscapes.synthetic.street.colors import Color, column, pick, vary
+from d2_cityscapes.synthetic.street.textures import between_0_and_1, blend, sample_plane, stripe
 
 __all__ = ["FacadeStyle", "facade"]
 
@@ -20,21 +20,17 @@ _WALLS: list[Color] = [
     (170, 176, 160), (224, 214, 186),
 ]  # fmt: skip
 _ROOFS: list[Color] = [(142, 72, 54), (112, 64, 54), (84, 80, 82), (122, 90, 72)]
-_GLASS = np.array((44, 52, 62), dtype=np.float32)
-_SHOP = np.array((112, 105, 88), dtype=np.float32)
+_GLASS = column((44, 52, 62))
+_SHOP = column((112, 105, 88))
 _PANES = 64  # windows differ, and repeat after so many
-
-
-def _color(color: Color) -> np.ndarray:
-    return np.array(color, dtype=np.float32)
 
 
 class FacadeStyle:
     """The look of one house; lengths in metres, window sizes in shares of a bay and a storey."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.wall = _color(vary(rng, _WALLS, 14))
-        self.roof = _color(pick(rng, _ROOFS))
+        self.wall = column(vary(rng, _WALLS, 14))
+        self.roof = column(pick(rng, _ROOFS))
         self.storey = rng.uniform(2.9, 3.7)
         self.bay = rng.uniform(1.9, 3.4)
         self.ground = rng.uniform(3.4, 4.3)  # height of the ground floor
@@ -42,8 +38,8 @@ class FacadeStyle:
         self.shops = rng.random() < 0.45
         self.courses = rng.random() < 0.3
         self.ledges = rng.random() < 0.6
-        self.frame = _color((232, 230, 222) if rng.random() < 0.7 else (84, 70, 58))
-        self.sign = rng.uniform(30, 225, 3).astype(np.float32)
+        self.frame = column((232, 230, 222) if rng.random() < 0.7 else (84, 70, 58))
+        self.sign = column(rng.uniform(30, 225, 3))
         self.panes = rng.uniform(0, 1, (_PANES, _PANES)).astype(np.float32)
 
 
@@ -55,14 +51,14 @@ def facade(
     light: Light,
     tile: np.ndarray,
 ) -> np.ndarray:
-    """(N, 3) float32 colours of a house front before shading; ``tile`` is a noise texture."""
+    """(3, N) float32 colours of a house front before shading; ``tile`` is a noise texture."""
     factor = 1 + 0.05 * sample_plane(tile, along, up, 24)
-    factor *= 0.88 + 0.12 * np.clip(up / 2, 0, 1)  # dirt near the ground
+    factor *= 0.88 + 0.12 * between_0_and_1(up / 2)  # dirt near the ground
     if style.courses:
-        near = np.clip(1.4 - pixel * 30, 0, 1)
+        near = between_0_and_1(1.4 - pixel * 30)
         factor *= 1 - 0.16 * near * stripe(up % 0.25, 0.0, 0.05, pixel)
     storey = (up - style.ground) / style.storey
-    upper = np.clip((up - style.ground) / pixel + 0.5, 0, 1)  # share of the pixel above the shops
+    upper = between_0_and_1((up - style.ground) / pixel + 0.5)  # share of the pixel above the shops
     within = storey - np.floor(storey)
     if style.ledges:
         size = pixel / style.storey
@@ -70,16 +66,16 @@ def facade(
         factor *= 1 - 0.14 * upper * stripe(within, 0.93, 1.0, size)
     if not style.shops:
         factor *= 1 - 0.22 * stripe(up, -1.0, 0.7, pixel)  # plinth
-    colors = factor[..., None] * style.wall
+    colors = factor * style.wall
     bay = along / style.bay
-    column = np.floor(bay)
-    pane = style.panes[np.floor(storey).astype(np.int64) % _PANES, column.astype(np.int64) % _PANES]
-    sky = 0.8 * np.array(light.haze, dtype=np.float32)
-    _paint_windows(colors, style, bay - column, within, pixel, pane, sky, upper)
+    whole = np.floor(bay)
+    pane = style.panes[np.floor(storey).astype(np.int64) % _PANES, whole.astype(np.int64) % _PANES]
+    sky = 0.8 * column(light.haze)
+    _paint_windows(colors, style, bay - whole, within, pixel, pane, sky, upper)
     low = np.flatnonzero(upper < 1)  # the ground floor
-    paint, floor = _paint_shops if style.shops else _paint_entrance, colors[low]
+    paint, floor = _paint_shops if style.shops else _paint_entrance, colors[:, low]
     paint(floor, style, bay[low], up[low], pixel[low], pane[low], sky, 1 - upper[low])
-    colors[low] = floor
+    colors[:, low] = floor
     return colors
 
 
@@ -101,7 +97,7 @@ def _paint_windows(
     blend(colors, style.frame, where * across * stripe(t, low - 0.03, 1.04 - low, pt))
     across = stripe(s, left, 1 - left, ps) * (1 - 0.7 * stripe(s, 0.48, 0.52, ps))
     reflected = np.clip(0.15 + 0.5 * t * pane + 0.25 * (pane > 0.72), 0, 0.85)
-    glass = _GLASS + reflected[..., None] * (sky - _GLASS)
+    glass = _GLASS + reflected * (sky - _GLASS)
     blend(colors, glass, where * across * stripe(t, low, 1 - low, pt))
 
 
@@ -117,7 +113,7 @@ def _paint_shops(
 ) -> None:
     """Shop windows of two bays each below a coloured sign."""
     across = stripe(bay / 2 % 1, 0.06, 0.94, pixel / style.bay / 2)
-    lit = (0.35 + 0.5 * pane)[..., None] * _SHOP + np.float32(0.06) * sky
+    lit = (0.35 + 0.5 * pane) * _SHOP + np.float32(0.06) * sky
     blend(colors, lit, where * across * stripe(up, 0.5, style.ground - 1.1, pixel))
     sign = stripe(up, style.ground - 0.95, style.ground - 0.35, pixel)
     blend(colors, style.sign, 0.9 * sign)
@@ -134,12 +130,12 @@ def _paint_entrance(
     where: np.ndarray,
 ) -> None:
     """Windows and doors of a ground floor where people live."""
-    column = np.floor(bay)
-    s, ps, left = bay - column, pixel / style.bay, (1 - style.window[0]) / 2
+    whole = np.floor(bay)
+    s, ps, left = bay - whole, pixel / style.bay, (1 - style.window[0]) / 2
     opening = stripe(s, left, 1 - left, ps) * stripe(up, 1.2, style.ground - 0.9, pixel)
     blend(colors, 0.9 * style.frame, where * opening)
     inner = stripe(s, left + 0.05, 0.95 - left, ps) * stripe(up, 1.3, style.ground - 1.0, pixel)
-    blend(colors, _GLASS + 0.3 * pane[..., None] * (sky - _GLASS), where * inner)
-    has_door = style.panes[0, column.astype(np.int64) % _PANES] > 0.8
+    blend(colors, _GLASS + 0.3 * pane * (sky - _GLASS), where * inner)
+    has_door = style.panes[0, whole.astype(np.int64) % _PANES] > 0.8
     door = stripe(s, 0.25, 0.75, ps) * stripe(up, 0.0, 2.5, pixel)
     blend(colors, 0.55 * style.sign, where * door * has_door)

@@ -14,16 +14,16 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from d2_cityscapes.synthetic.street.camera import convex_hull
 from d2_cityscapes.synthetic.street.canvas import Canvas, Paint
-from d2_cityscapes.synthetic.street.colors import Color, vary
+from d2_cityscapes.synthetic.street.colors import Color, column, vary
 from d2_cityscapes.synthetic.street.street import LANE, Street
-from d2_cityscapes.synthetic.street.textures import TILE, blend, stripe
+from d2_cityscapes.synthetic.street.textures import TILE, between_0_and_1, blend, stripe
 
 __all__ = ["add_ground"]
 
 _PAVING: list[Color] = [(156, 150, 142), (144, 134, 124), (166, 150, 136), (138, 140, 142)]
 _GRASS: list[Color] = [(96, 116, 58), (118, 118, 66), (84, 108, 60), (132, 120, 78)]
 _ASPHALT: list[Color] = [(92, 92, 94), (104, 104, 104), (114, 112, 110), (98, 100, 106)]
-_TRACK_BED = np.array((118, 108, 100), dtype=np.float32)
+_TRACK_BED = column((118, 108, 100))
 _BEYOND = 900.0  # m: ahead and to both sides, where the ground ends
 
 
@@ -107,7 +107,7 @@ class _Spots:
 
 
 Material = Callable[[_Spots], np.ndarray]
-"""Colours (N, 3) float32 of spots, without shadow and haze."""
+"""Colours (3, N) float32 of spots, without shadow and haze."""
 
 
 class _Ground:
@@ -129,7 +129,7 @@ class _Ground:
         self.across = self.z / np.float32(camera.focal)
         self.along = self.z**2 / np.float32(camera.focal * camera.elevation)
         self.colors = {
-            name: np.array(vary(rng, choices, 8), dtype=np.float32)
+            name: column(vary(rng, choices, 8))
             for name, choices in (("asphalt", _ASPHALT), ("paving", _PAVING), ("grass", _GRASS))
         }
         self.slab = rng.uniform(0.4, 0.9)
@@ -138,13 +138,13 @@ class _Ground:
 
     def paint(self, material: Material) -> Paint:
         """Put shadows and haze on a material."""
-        haze = np.array(self.light.haze, dtype=np.float32)
+        haze = column(self.light.haze)
 
         def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             rows = y.clip(self.top) - self.top  # outlines are rounded to pixels
             colors = material(self._spots(x, rows))
-            colors *= self.lit[rows, x][:, None]
-            colors += self.share[rows][:, None] * (haze - colors)
+            colors *= self.lit[rows, x]
+            colors += self.share[rows] * (haze - colors)
             return colors
 
         return paint
@@ -159,7 +159,7 @@ class _Ground:
                 (z * per_metre).astype(np.int32) % TILE, (x * per_metre).astype(np.int32) % TILE
             ]
 
-        fine = sample(self.grain, 90.0) * np.clip(0.4 + 6 / z, 0, 1)
+        fine = sample(self.grain, 90.0) * between_0_and_1(0.4 + 6 / z)
         rough, wide = sample(self.smooth, 22.0), sample(self.smooth, 3.1)
         return _Spots(x, z, across, self.along[rows], fine, rough, wide)
 
@@ -173,7 +173,7 @@ class _Ground:
         left, right = self.street.road
         gutter = stripe(spots.x, left - 1, left + 0.35, 4 * across)
         gutter += stripe(spots.x, right - 0.35, right + 1, 4 * across)
-        colors = (factor * (1 - 0.13 * gutter))[:, None] * self.colors["asphalt"]
+        colors = factor * (1 - 0.13 * gutter) * self.colors["asphalt"]
         painted = np.zeros_like(spots.x)
         for x in marks.solid:
             painted += stripe(spots.x, x - 0.07, x + 0.07, across)
@@ -199,7 +199,7 @@ class _Ground:
     def track(self, spots: _Spots) -> np.ndarray:
         factor = 0.92 + 0.1 * spots.rough + 0.08 * spots.fine
         factor -= 0.12 * stripe(spots.z % 0.6, 0.0, 0.1, spots.along)
-        colors = factor[:, None] * _TRACK_BED
+        colors = factor * _TRACK_BED
         if self.street.rails is not None:
             self._lay_rails(colors, spots, self.street.rails)
         return colors
@@ -215,13 +215,13 @@ class _Ground:
         """Slabs, and kerb stones along the road."""
         x, z = spots.x, spots.z
         across = stripe(x % self.slab, 0.0, 0.025, spots.across)
-        across *= np.clip(0.03 / spots.across, 0, 1)
-        along = stripe(z % self.slab, 0.0, 0.03, spots.along) * np.clip(0.06 / spots.along, 0, 1)
+        across *= between_0_and_1(0.03 / spots.across)
+        along = stripe(z % self.slab, 0.0, 0.03, spots.along) * between_0_and_1(0.06 / spots.along)
         slab = np.floor(x / self.slab) * 7.13 + np.floor(z / self.slab) * 3.71
-        uneven = ((0.618 * slab) % 1 - 0.5) * np.clip(0.5 / spots.along, 0, 1)
+        uneven = ((0.618 * slab) % 1 - 0.5) * between_0_and_1(0.5 / spots.along)
         factor = 1 + 0.05 * spots.fine + 0.04 * spots.rough + 0.06 * uneven
         factor *= 1 - 0.2 * np.maximum(across, along)
-        colors = factor.astype(np.float32)[:, None] * self.colors["paving"]
+        colors = factor.astype(np.float32) * self.colors["paving"]
         for kerb in self.street.road:
             stone = stripe(x, kerb - 0.16, kerb + 0.16, spots.across)
             blend(colors, (188, 186, 180), stone * (0.75 + 0.15 * spots.rough))
@@ -230,7 +230,7 @@ class _Ground:
     def grass(self, spots: _Spots) -> np.ndarray:
         """Meadow with bare patches."""
         rough = spots.rough
-        colors = (1 + 0.17 * spots.fine + 0.11 * rough)[:, None] * self.colors["grass"]
+        colors = (1 + 0.17 * spots.fine + 0.11 * rough) * self.colors["grass"]
         blend(colors, (136, 116, 86), np.clip(0.5 * spots.wide + 0.25 * rough - 0.2, 0, 0.6))
         return colors
 

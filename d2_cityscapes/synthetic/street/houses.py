@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2_cityscapes.synthetic.street.camera import Camera
+from d2_cityscapes.synthetic.street.camera import Camera, Light
 from d2_cityscapes.synthetic.street.canvas import Canvas, Paint
-from d2_cityscapes.synthetic.street.colors import Color, pick
+from d2_cityscapes.synthetic.street.colors import Color, column, pick
 from d2_cityscapes.synthetic.street.facades import FacadeStyle, facade
 from d2_cityscapes.synthetic.street.furniture import FURNITURE
 from d2_cityscapes.synthetic.street.street import Plot, Street
@@ -33,7 +33,7 @@ def add_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     cloudiness = float(np.clip(1 - canvas.light.strength + rng.uniform(-0.35, 0.35), 0, 1))
     sky = cloudy_sky(canvas.camera, canvas.light, rows, cloudiness, rng)
     corners = np.array([(0, 0), (width - 1, 0), (width - 1, rows - 1), (0, rows - 1)])
-    canvas.add_surface("sky", corners, lambda x, y: sky[y, x])
+    canvas.add_surface("sky", corners, sky)
 
 
 def add_backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -42,7 +42,8 @@ def add_backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
     tops = 7 + 5 * noise(rng, 1, 57, (1, 9))[0] + rng.uniform(-1.2, 1.2, 57)
     rim = [(x, max(2.0, top), _BACKDROP) for x, top in zip(xs, tops, strict=True)]
     rim += [(140.0, -3.0, _BACKDROP), (-140.0, -3.0, _BACKDROP)]
-    woods = _plain(canvas, np.array(_LEAVES) * rng.uniform(0.8, 1.1), _BACKDROP, contrast=0.18)
+    leaves = np.array([_LEAVES]).T * rng.uniform(0.8, 1.1)
+    woods = _plain(canvas, leaves, _BACKDROP, contrast=0.18)
     canvas.add_surface("vegetation", canvas.camera.outline(rim), woods)
     for _ in range(int(rng.integers(3, 9))):
         z, x0, top = rng.uniform(150, 220), rng.uniform(-70, 70), rng.uniform(7, 22)
@@ -116,17 +117,17 @@ def _heights(camera: Camera, pixel: np.ndarray, y: np.ndarray) -> np.ndarray:
     return camera.elevation + (camera.horizon - (y.astype(np.float32) + 0.5)) * pixel
 
 
-def _fade(canvas: Canvas, rgb: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Add the haze of (N,) depths to (N, 3) colours."""
-    share = (1 - np.exp(-depth / canvas.light.visibility)).astype(np.float32)[:, None]
-    return rgb + share * (np.array(canvas.light.haze, dtype=np.float32) - rgb)
+def _fade(light: Light, rgb: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Add the haze of (N,) depths to (3, N) colours."""
+    share = (1 - np.exp(-depth / light.visibility)).astype(np.float32)
+    return rgb + share * (column(light.haze) - rgb)
 
 
 def _wall(
     canvas: Canvas, style: FacadeStyle, *, along: float | None = None, across: float = 0.0
 ) -> Paint:
     """Paint of a house front ``along`` the street at that x, or ``across`` it at that depth."""
-    camera, light = canvas.camera, canvas.light
+    camera, light, smooth = canvas.camera, canvas.light, canvas.smooth
     normal = (0.0, 0.0, -1.0) if along is None else (-float(np.sign(along)), 0.0, 0.0)
     bright = np.float32(light.on_face(normal))
 
@@ -138,24 +139,24 @@ def _wall(
             depth, place = np.full_like(columns, across), columns * across / camera.focal
         pixel = depth / np.float32(camera.focal)
         up = _heights(camera, pixel, y)
-        rgb = facade(style, place, up, pixel, light, canvas.smooth) * bright
-        return _fade(canvas, rgb, depth)
+        rgb = facade(style, place, up, pixel, light, smooth) * bright
+        return _fade(light, rgb, depth)
 
     return paint
 
 
 def _barrier(canvas: Canvas, label: str, plane: float, top: float, color: Color) -> Paint:
     """Paint of a garden wall or fence along the street at x = ``plane``."""
-    camera = canvas.camera
+    camera, light, smooth = canvas.camera, canvas.light, canvas.smooth
     normal = (-float(np.sign(plane)), 0.0, 0.0)
-    tint = np.array(color, dtype=np.float32) * canvas.light.on_face(normal)
+    tint = column(color) * light.on_face(normal)
     texture = masonry if label == "wall" else boards
 
     def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         depth = _depths(camera, plane, x)
         pixel = depth / np.float32(camera.focal)
-        factor = texture(depth, _heights(camera, pixel, y), pixel, top, canvas.smooth)
-        return _fade(canvas, (factor[:, None] * tint).astype(np.float32), depth)
+        factor = texture(depth, _heights(camera, pixel, y), pixel, top, smooth)
+        return _fade(light, (factor * tint).astype(np.float32), depth)
 
     return paint
 
@@ -163,16 +164,16 @@ def _barrier(canvas: Canvas, label: str, plane: float, top: float, color: Color)
 def _plain(
     canvas: Canvas, color: np.ndarray, z: float, *, contrast: float, courses: bool = False
 ) -> Paint:
-    """Paint of one colour with some texture, at depth ``z``; ``courses`` of tiles for roofs."""
+    """Paint of one ``color`` (3, 1) with some texture, at depth ``z``; ``courses`` for roofs."""
     share = np.float32(canvas.light.haze_share(z))
-    haze = np.array(canvas.light.haze, dtype=np.float32)
-    thick = max(1, canvas.camera.height // 180)
+    haze = column(canvas.light.haze)
+    grain, thick = canvas.grain, max(1, canvas.camera.height // 180)
 
     def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        factor = 1 + contrast * canvas.grain[y % TILE, x % TILE]
+        factor = 1 + contrast * grain[y % TILE, x % TILE]
         if courses:
             factor -= 0.06 * ((y // thick) % 2)
-        rgb = (factor[:, None] * color).astype(np.float32)
+        rgb = (factor * color).astype(np.float32)
         return rgb + share * (haze - rgb)
 
     return paint

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2_cityscapes.synthetic.street.canvas import Canvas, draw_ids
-from d2_cityscapes.synthetic.street.colors import Color, pick
+from d2_cityscapes.synthetic.street.colors import Color, column, pick
 from d2_cityscapes.synthetic.street.ground import add_ground
 from d2_cityscapes.synthetic.street.houses import add_backdrop, add_plots, add_sky
 from d2_cityscapes.synthetic.street.sprites import Drawing, Polygon
@@ -67,18 +67,17 @@ def _add_frame(canvas: Canvas, rng: np.random.Generator) -> None:
     xs = np.linspace(0, width - 1, 33)
     bulge = 1 - np.abs((xs - middle) / (0.56 * width)) ** rng.uniform(2.2, 3.2)
     rim = np.stack([xs, height - 1 - rise * np.clip(bulge, 0, 1)], axis=1)
-    color = np.array(pick(rng, _HOODS), dtype=np.float32)
-    sky = np.array(canvas.light.haze, dtype=np.float32)
+    color, sky = column(pick(rng, _HOODS)), column(canvas.light.haze)
 
     top = round(rim[:, 1].min())
     down = np.linspace(0.34, 0.04, height - top, dtype=np.float32)
     across = 0.75 + 0.25 * np.cos(np.linspace(-3, 3, width, dtype=np.float32))
 
     def hood(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return color + (down[y - top] * across[x])[:, None] * (sky - color)
+        return color + down[y - top] * across[x] * (sky - color)
 
     def black(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.full((len(x), 3), 4.0, dtype=np.float32)
+        return np.full((3, len(x)), 4.0, dtype=np.float32)
 
     corners = np.array([(width - 1, height - 1), (0, height - 1)])
     canvas.add_surface("ego vehicle", np.concatenate([rim, corners]), hood)
@@ -92,13 +91,16 @@ def _add_frame(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8: exposure, colour cast, darker corners and sensor noise."""
-    height, width, _ = image.shape
+    """(H, W, 3) uint8: exposure, colour cast, darker corners and sensor noise.
+
+    ``image``, (3, H, W) float32, is used up.
+    """
+    _, height, width = image.shape
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     gain = np.float32(rng.uniform(0.92, 1.18)) * (1 - 0.1 * (x**2 + 0.5 * y**2))
-    image *= gain[..., None]
-    image *= rng.uniform(0.97, 1.03, 3).astype(np.float32)
-    image += 2.2 * rng.standard_normal((height, width, 1), dtype=np.float32)
+    image *= gain
+    image *= column(rng.uniform(0.97, 1.03, 3))[..., None]
+    image += 2.2 * rng.standard_normal((height, width), dtype=np.float32)
     np.clip(image, 0, 255, out=image)
-    return image.astype(np.uint8)
+    return np.stack(list(image.astype(np.uint8)), axis=-1)

@@ -136,6 +136,20 @@ class _Pose:
             for along, across, up in points
         ]
 
+    def disc(self, hub: Point, radius: float) -> list[Point]:
+        """Points around a disc that stands along the heading, seen from the side."""
+        along, across, up = hub
+        sin, cos = self.sin, self.cos
+        aside_x, aside_z, x0, z0 = across * cos, across * sin, self.x, self.z
+        return [
+            (
+                (to := x * radius + along) * sin + aside_x + x0,
+                y * radius + up,
+                to * cos - aside_z + z0,
+            )
+            for x, y in _CIRCLE
+        ]
+
     def distance(self, point: Point) -> float:
         """Of a world point from the camera, squared."""
         x, y, z = point
@@ -217,9 +231,7 @@ def _paint_wheels(
             def disc(
                 across: float, share: float, along: float = along, r: float = radius
             ) -> list[tuple[float, float]]:
-                size = r * share
-                rim = [(x * size + along, across, y * size + r) for x, y in _CIRCLE]
-                return camera.project(pose.world(rim))
+                return camera.project(pose.disc((along, across, r), r * share))
 
             tyre = disc(outer, 1.0)
             if near:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from d2_cityscapes.synthetic.street.camera import Light
-from d2_cityscapes.synthetic.street.colors import Color
+from d2_cityscapes.synthetic.street.colors import Color, column
 
 __all__ = [
     "Drawing",
@@ -43,6 +44,7 @@ _NEXT_STEP = [
           for found in range(256))
     for search in range(8)
 ]  # fmt: skip
+_SEARCH_AFTER = [(step + 6 - (step & 1)) & 7 for step in range(8)]  # where the next search begins
 _TURNS = [math.pi * (start + step / 4) for start in (-0.5, 0.5) for step in range(5)]
 _FEW = 48  # points: so many are looked at one by one sooner than as an array
 
@@ -91,10 +93,10 @@ def trace_outline(mask: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     remaining = mask
     best, best_area = np.zeros((0, 2), dtype=np.int64), 0
-    while (left := int(remaining.sum())) > best_area:
+    while (left := np.count_nonzero(remaining)) > best_area:
         outline = _trace_topmost(remaining)
-        inside = rasterize(as_polygon(outline), (width, height))
-        area = int((inside & remaining).sum())
+        inside = rasterize(as_polygon(_corners_of(outline)), (width, height))
+        area = np.count_nonzero(inside & remaining)
         if area > best_area:
             best, best_area = outline, area
         if area * 2 >= left:
@@ -116,59 +118,58 @@ def _trace_topmost(mask: np.ndarray) -> np.ndarray:
         around |= padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] << bit
     neighbours, offsets = around.tobytes(), [dx + dy * width for dx, dy in _STEPS]
     start = int(mask.argmax())
-    position, search, first, found = start, 0, -1, []
-    while True:
-        step = _NEXT_STEP[search][neighbours[position]]
-        if step == 8:  # a single pixel
-            found.append(position)
-            break
-        if position == start:
-            if step == first:
-                break
-            if first < 0:
-                first = step
-        found.append(position)
+    position, found = start, [start]
+    step = first = _NEXT_STEP[0][neighbours[start]]
+    while step < 8:  # which it is but for a single pixel
         position += offsets[step]
-        search = (step + 6 - (step & 1)) & 7
+        step = _NEXT_STEP[_SEARCH_AFTER[step]][neighbours[position]]
+        if position == start and step == first:
+            break
+        found.append(position)
     rows, columns = np.divmod(np.array(found), width)
     return np.stack([columns, rows], axis=1)
 
 
+def _corners_of(outline: np.ndarray) -> np.ndarray:
+    """The first of the points, and those at which a closed (N, 2) outline turns."""
+    steps = np.concatenate([outline[1:], outline[:1]]) - outline
+    turns = np.ones(len(outline), dtype=bool)
+    turns[1:] = (steps[1:] != steps[:-1]).any(axis=1)
+    return outline[turns]
+
+
 def simplify(outline: np.ndarray, tolerance: float) -> np.ndarray:
     """Closed (N, 2) outline with fewer points, off by at most ``tolerance`` px: Douglas-Peucker."""
-    n = len(outline)
-    if n <= 4:
+    if len(outline) <= 4:
         return outline
-    steps = np.diff(outline, axis=0, append=outline[:1])
-    turns = np.flatnonzero((steps != np.roll(steps, 1, axis=0)).any(axis=1))
-    outline = outline[np.union1d(0, turns)]  # no other point is farthest from a line
-    n = len(outline)
-    closed = np.concatenate([outline, outline[:1]]).astype(np.float64)
-    xs, ys = closed[:, 0], closed[:, 1]
+    outline = _corners_of(outline)  # no other point is farthest from a line
+    closed = np.concatenate([outline, outline[:1]])
+    xs, ys = closed.T
     far = int(np.argmax((xs - xs[0]) ** 2 + (ys - ys[0]) ** 2))
-    x_list, y_list = xs.tolist(), ys.tolist()
-    kept, pending = {0, far}, [(0, far), (far, n)]
+    corners = closed.tolist()
+    kept, pending = {0, far}, [(0, far), (far, len(outline))]
     while pending:
         a, b = pending.pop()
         if b - a < 2:
             continue
-        ax, ay = x_list[a], y_list[a]
-        dx, dy = x_list[b] - ax, y_list[b] - ay
-        length = math.hypot(dx, dy)
+        (ax, ay), (bx, by) = corners[a], corners[b]
+        dx, dy = bx - ax, by - ay
+        length, line = math.hypot(dx, dy), ax * dy - ay * dx
         if length == 0:
-            away = np.hypot(xs[a + 1 : b] - ax, ys[a + 1 : b] - ay)
-            worst, distance = int(np.argmax(away)), float(away.max())
+            away = [math.hypot(x - ax, y - ay) for x, y in corners[a + 1 : b]]
+            worst = away.index(distance := max(away))
         elif b - a > _FEW:
-            doubled = np.abs((xs[a + 1 : b] - ax) * dy - (ys[a + 1 : b] - ay) * dx)
+            doubled = np.abs(xs[a + 1 : b] * dy - ys[a + 1 : b] * dx - line)
             worst = int(np.argmax(doubled))
             distance = float(doubled[worst]) / length
         else:
-            doubled = [
-                abs((x - ax) * dy - (y - ay) * dx)
-                for x, y in zip(x_list[a + 1 : b], y_list[a + 1 : b], strict=True)
-            ]
-            worst = doubled.index(most := max(doubled))
+            sides = [x * dy - y * dx for x, y in corners[a + 1 : b]]
+            left, right = max(sides), min(sides)
+            most = max(left - line, line - right)
             distance = most / length
+            if distance <= tolerance:
+                continue
+            worst = min(sides.index(side) for side in (left, right) if abs(side - line) == most)
         if distance > tolerance:
             middle = a + 1 + worst
             kept.add(middle)
@@ -195,7 +196,7 @@ class Sprite:
 
     @property
     def rgb(self) -> np.ndarray:
-        """(h, w, 3) float32, 0..255."""
+        """(3, h, w) float32, 0..255."""
         return self.colors()
 
 
@@ -203,7 +204,8 @@ class Drawing:
     """A list of flat coloured parts in picture coordinates (px), painted in order.
 
     Attributes:
-        parts: (points (x, y), RGBA 0..255) of each.
+        parts: (number of corners, RGBA 0..255) of each.
+        corners: x and y in turn, of all parts.
     """
 
     def __init__(self, base: Color, *, relief: float = 0.0, grain: float = 0.0) -> None:
@@ -212,35 +214,34 @@ class Drawing:
         self.base = base
         self.relief = relief
         self.grain = grain
-        self.parts: list[tuple[Points, tuple[int, int, int, int]]] = []
-        self._flat: np.ndarray | None = None
+        self.parts: list[tuple[int, tuple[int, int, int, int]]] = []
+        self.corners = array("d")
+        self._extent: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 of them
 
     def add(self, points: Points, color: Sequence[float], alpha: int = 255) -> None:
         """Append a filled polygon; ``alpha`` below 255 lets the background show through."""
         if len(points) >= 3:
             r, g, b = color
-            self.parts.append((points, (_byte(r), _byte(g), _byte(b), alpha)))
-            self._flat = None
+            self.parts.append((len(points), (_byte(r), _byte(g), _byte(b), alpha)))
+            self.corners.extend(chain.from_iterable(points))
+            self._extent = None
 
     def extend(self, other: Drawing) -> None:
         self.parts += other.parts
-        self._flat = None
+        self.corners += other.corners
+        self._extent = None
 
     def box(self, frame: tuple[int, int]) -> tuple[int, int, int, int] | None:
         """Part x0, y0, x1, y1 (half-open, px) of the (W, H) frame that holds all of it, if any."""
         if not self.parts:
             return None
-        xs, ys = self._corners().T
-        x0, y0 = max(0, math.floor(xs.min()) - 1), max(0, math.floor(ys.min()) - 1)
-        x1, y1 = min(frame[0], math.ceil(xs.max()) + 2), min(frame[1], math.ceil(ys.max()) + 2)
+        if self._extent is None:
+            xs, ys = self.corners[::2], self.corners[1::2]
+            self._extent = min(xs), min(ys), max(xs), max(ys)
+        left, top, right, bottom = self._extent
+        x0, y0 = max(0, math.floor(left) - 1), max(0, math.floor(top) - 1)
+        x1, y1 = min(frame[0], math.ceil(right) + 2), min(frame[1], math.ceil(bottom) + 2)
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
-
-    def _corners(self) -> np.ndarray:
-        """(N, 2) corners of all parts."""
-        if self._flat is None:
-            points = chain.from_iterable(part for part, _ in self.parts)
-            self._flat = np.fromiter(chain.from_iterable(points), np.float64).reshape(-1, 2)
-        return self._flat
 
     def render(
         self, frame: tuple[int, int], light: Light, z: float, texture: np.ndarray
@@ -260,11 +261,12 @@ class Drawing:
         # four plain channels: RGBA would be weighted by its last one when reduced
         image = Image.new("CMYK", (width * fine, height * fine), (*map(int, self.base), 0))
         draw = ImageDraw.Draw(image)
-        shifted = np.rint((self._corners() - (x0, y0)) * fine).clip(-30000, 30000).ravel().tolist()
+        corners = np.frombuffer(self.corners).reshape(-1, 2)
+        shifted = np.rint((corners - (x0, y0)) * fine).clip(-30000, 30000).ravel().tolist()
         at = 0
-        for points, color in self.parts:
-            draw.polygon(shifted[at : at + 2 * len(points)], fill=color)
-            at += 2 * len(points)
+        for count, color in self.parts:
+            draw.polygon(shifted[at : at + 2 * count], fill=color)
+            at += 2 * count
         pixels = np.asarray(image.reduce(fine))
         alpha = pixels[..., 3]
         outline = trace_outline(alpha >= _SOLID)
@@ -274,10 +276,10 @@ class Drawing:
         polygon = as_polygon(simplify(outline, tolerance) + np.array((x0, y0)))
 
         def colors() -> np.ndarray:
-            rgb = pixels[..., :3].astype(np.float32)
-            rgb *= self._shading(alpha, light, texture)[..., None]
+            rgb = np.stack([pixels[..., channel] for channel in range(3)]).astype(np.float32)
+            rgb *= self._shading(alpha, light, texture)
             share = np.float32(light.haze_share(z))
-            rgb += share * (np.array(light.haze, dtype=np.float32) - rgb)
+            rgb += share * (column(light.haze)[..., None] - rgb)
             return rgb
 
         return Sprite(x0, y0, alpha.astype(np.float32) / 255, polygon, colors)
