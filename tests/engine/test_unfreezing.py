@@ -130,9 +130,10 @@ def test_everything_moves_from_its_iteration_on_and_not_before(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("clip", ["value", "norm"])
+@pytest.mark.parametrize("clip", ["value", "norm", "full_model"])
 def test_before_the_schedule_acts_a_run_is_one_without(optimizer, clip):
     opts = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip]
+    opts += ["SOLVER.LR_MULTIPLIERS", [["neck.*", 0.5]]]  # of what is frozen for now
     scheduled = run([[4, ["neck"]]], optimizer=optimizer, opts=opts)
     plain = run([], optimizer=optimizer, opts=opts)
     assert all(map(same, scheduled.states[:5], plain.states[:5]))
