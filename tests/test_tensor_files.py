@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file, write_tensor_file
@@ -51,6 +52,15 @@ def test_arrays_and_plain_values_are_read(tmp_path, protocol):
     found = read_tensor_file(path)
     assert list(found) == ["a", "b", "c"] and found["c"] == content["c"]
     np.testing.assert_array_equal(found["a"], content["a"])
+
+
+def test_safetensors_are_read_by_their_ending(tmp_path):
+    path, content = tmp_path / "model.safetensors", {"a": torch.arange(6.0).reshape(2, 3)}
+    save_file(content, path)
+    assert torch.equal(read_tensor_file(path)["a"], content["a"])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TensorFileError, match="cannot be read as weights"):
+        read_tensor_file(path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, disk_of):

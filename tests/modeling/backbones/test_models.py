@@ -179,6 +179,7 @@ def test_checkpointed_stages_give_the_same_from_less(timm_cfg, name):
 @pytest.mark.parametrize("name", list(NETWORKS))
 @torch.no_grad()
 def test_pixel_by_pixel_and_in_mixed_precision_it_computes_the_same(timm_cfg, name):
+    torch.manual_seed(0)
     model = Body(timm_cfg(name)).eval()
     twin = copy.deepcopy(model)
     use_channels_last(twin)
@@ -189,7 +190,7 @@ def test_pixel_by_pixel_and_in_mixed_precision_it_computes_the_same(timm_cfg, na
     for key, level in expected.items():
         torch.testing.assert_close(found[key], level, rtol=1e-3, atol=1e-4)
         assert rough[key].dtype == torch.bfloat16
-        assert (rough[key] - level).abs().mean() < 0.05 * level.abs().mean() + 0.01
+        assert (rough[key] - level).abs().mean() < 0.1 * level.abs().mean()
     assert found["p3"].is_contiguous(memory_format=torch.channels_last)
 
 

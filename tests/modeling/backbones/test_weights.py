@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -117,6 +119,19 @@ def test_a_hub_out_of_reach_is_one_line(timm_cfg, monkeypatch):
 def test_a_network_without_published_weights(timm_cfg):
     with pytest.raises(D2CityscapesError, match="timm has no weights of test_vit_relpos"):
         build_backbone(timm_cfg("test_vit_relpos", PRETRAINED=True))
+
+
+def test_the_table_of_the_docs_is_what_timm_says(timm_cfg):
+    """Name, million parameters without the classifier, and licence."""
+    page = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
+    rows = re.findall(r"^\| `(\S+\.\S+)` \| ([\d.]+) \| (\S+) \|$", page.read_text(), re.MULTILINE)
+    assert len(rows) == 7
+    for name, millions, licence in rows:
+        assert weights_of(name).name == name and weights_of(name).licence == licence
+        with torch.device("meta"):
+            net = timm.create_model(name, num_classes=0)
+        net.prune_intermediate_layers([-1], prune_norm=True)
+        assert f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f}" == millions, name
 
 
 def test_what_a_licence_forbids_is_warned_of(caplog):
