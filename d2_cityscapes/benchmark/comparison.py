@@ -100,14 +100,19 @@ def size_text(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def time_in_turn(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
+def time_in_turn(
+    contenders: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds of each contender over the rounds, in each of which every one runs once."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            started = time.perf_counter()
+            started = clock()
             run()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

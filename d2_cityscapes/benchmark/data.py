@@ -26,6 +26,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 
+from d2_cityscapes.benchmark.augmentation import compare_augmentation
 from d2_cityscapes.benchmark.comparison import (
     Comparison,
     compare,
@@ -84,7 +85,7 @@ def benchmark_data(
     settings: DataBenchmark, *, report: Callable[[Sequence[Comparison]], None]
 ) -> list[Comparison]:
     """Run all comparisons; ``report`` gets each group of them as soon as it is measured."""
-    measures = (_listing, _mapping, _reading, _loading, _memory)
+    measures = (_listing, _mapping, _augmentation, _reading, _loading, _memory)
     return reported((measure(settings) for measure in measures), report)
 
 
@@ -129,6 +130,11 @@ def _mapping(settings: DataBenchmark) -> list[Comparison]:
         )
     per_image = {name: 1000 * value / len(dicts) for name, value in seconds.items()}
     return compare("mapper, one process", "ms/image", per_image.pop("ours"), per_image)
+
+
+def _augmentation(settings: DataBenchmark) -> list[Comparison]:
+    dicts = load_shards(settings.shards, split=settings.split)[:24]
+    return compare_augmentation(_config(settings), dicts, rounds=settings.rounds + 4)
 
 
 def _reading(settings: DataBenchmark) -> list[Comparison]:

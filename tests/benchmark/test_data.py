@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from d2_cityscapes.benchmark.augmentation import AUGMENTATIONS
+
 
 @pytest.mark.slow
 def test_every_comparison_is_made(repository, cityscapes_tree, tmp_path):
@@ -25,6 +27,7 @@ def test_every_comparison_is_made(repository, cityscapes_tree, tmp_path):
     assert [c["measure"].split(",")[0] for c in found] == [
         "listing 8 images with boxes and classes",
         "mapper",
+        *(f"mapper with {name}".split(",")[0] for name in AUGMENTATIONS),
         "record",
         "imports done to first batch",
         "throughput",
