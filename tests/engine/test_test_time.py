@@ -149,7 +149,7 @@ def test_mistakes_are_found_at_the_start(configure, repository):
         assert key in idle_keys(load_config(file, [key, "[32, 32]"]))
     with pytest.raises(D2CityscapesError, match=r"STRIDE \[768, 768\] is larger than SIZE"):
         configure("quick/semantic.yaml", "TEST.SLIDING_WINDOW.ENABLED", "True",
-                  "TEST.SLIDING_WINDOW.SIZE", "[32, 32]")  # fmt: skip
+                  "TEST.SLIDING_WINDOW.SIZE", "[64, 64]")  # fmt: skip
     expected = ["TEST.EXPECTED_RESULTS", '[["sem_seg_TTA", "mIoU", 50.0, 50.0]]']
     with pytest.raises(ConfigError, match=r"the model predicts sem_seg$"):
         configure("quick/semantic.yaml", *expected)

@@ -20,6 +20,7 @@ __all__ = ["as_tested", "augmented", "check_test_time"]
 
 # its semantic scores are sums of probabilities, and its instances belong to the queries of a view
 _UNIVERSAL = "UniversalSegmentor"
+_LEAST = 64  # pixels of a side of a window: two cells of the coarsest maps of most networks
 
 
 def as_tested(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -52,46 +53,59 @@ def check_test_time(cfg: CfgNode) -> None:
     Raises:
         D2CityscapesError: see above.
     """
-    augmentation, window = cfg.TEST.AUG, cfg.TEST.SLIDING_WINDOW
     kind, model = _kind(cfg), cfg.MODEL.META_ARCHITECTURE
     if model == _UNIVERSAL:
         model = f"{model} with MODEL.UNIVERSAL.INSTANCES {cfg.MODEL.UNIVERSAL.INSTANCES}"
-        if kind and (augmentation.ENABLED or window.ENABLED) and not cfg.TEST.SEM_SEG_SCORES:
-            raise D2CityscapesError(
-                f"TEST.SEM_SEG_SCORES False: not with TEST.AUG or TEST.SLIDING_WINDOW of {model}, "
-                "whose scores are averaged: set it to True"
-            )
-    if augmentation.ENABLED:
+    if cfg.TEST.AUG.ENABLED:
         if not kind:
             raise D2CityscapesError(
                 f"TEST.AUG.ENABLED True: not for {model}, whose predictions of several views are "
                 "not averaged: set it to False"
             )
-        sizes = augmentation.MIN_SIZES
-        if not (isinstance(sizes, list | tuple) and sizes and all(map(_is_length, sizes))):
-            raise D2CityscapesError(
-                f"TEST.AUG.MIN_SIZES {sizes!r}: use one short edge in pixels, or several"
-            )
-        if not _is_length(augmentation.MAX_SIZE):
-            raise D2CityscapesError(
-                f"TEST.AUG.MAX_SIZE {augmentation.MAX_SIZE!r}: use a whole number of 1 or more"
-            )
-    if window.ENABLED:
+        _check_views(cfg.TEST.AUG)
+    if cfg.TEST.SLIDING_WINDOW.ENABLED:
         if kind != "semantic":
             raise D2CityscapesError(
-                f"TEST.SLIDING_WINDOW.ENABLED True: for models of semantics alone, and not for "
+                "TEST.SLIDING_WINDOW.ENABLED True: for models of semantics alone, and not for "
                 f"{model}, whose instances would be cut: set it to False"
             )
-        for key in ("SIZE", "STRIDE"):
-            if not (len(window[key]) == 2 and all(map(_is_length, window[key]))):
-                raise D2CityscapesError(
-                    f"TEST.SLIDING_WINDOW.{key} {list(window[key])}: use [height, width] in pixels"
-                )
-        if any(stride > size for stride, size in zip(window.STRIDE, window.SIZE, strict=True)):
+        _check_windows(cfg.TEST.SLIDING_WINDOW)
+    averages = cfg.TEST.AUG.ENABLED or cfg.TEST.SLIDING_WINDOW.ENABLED
+    if averages and cfg.MODEL.META_ARCHITECTURE == _UNIVERSAL and not cfg.TEST.SEM_SEG_SCORES:
+        raise D2CityscapesError(
+            f"TEST.SEM_SEG_SCORES False: not with TEST.AUG or TEST.SLIDING_WINDOW of {model}, "
+            "whose scores are averaged: set it to True"
+        )
+
+
+def _check_views(views: CfgNode) -> None:
+    sizes = views.MIN_SIZES
+    if not (isinstance(sizes, list | tuple) and sizes and all(map(_is_length, sizes))):
+        raise D2CityscapesError(
+            f"TEST.AUG.MIN_SIZES {sizes!r}: use one short edge in pixels, or several"
+        )
+    if not _is_length(views.MAX_SIZE):
+        raise D2CityscapesError(
+            f"TEST.AUG.MAX_SIZE {views.MAX_SIZE!r}: use a whole number of 1 or more"
+        )
+
+
+def _check_windows(window: CfgNode) -> None:
+    for key in ("SIZE", "STRIDE"):
+        if not (len(window[key]) == 2 and all(map(_is_length, window[key]))):
             raise D2CityscapesError(
-                f"TEST.SLIDING_WINDOW.STRIDE {list(window.STRIDE)} is larger than SIZE "
-                f"{list(window.SIZE)}: what lies in between would not be seen"
+                f"TEST.SLIDING_WINDOW.{key} {list(window[key])}: use [height, width] in pixels"
             )
+    if min(window.SIZE) < _LEAST:
+        raise D2CityscapesError(
+            f"TEST.SLIDING_WINDOW.SIZE {list(window.SIZE)}: use {_LEAST} pixels or more, as "
+            "networks see nothing in less"
+        )
+    if any(stride > size for stride, size in zip(window.STRIDE, window.SIZE, strict=True)):
+        raise D2CityscapesError(
+            f"TEST.SLIDING_WINDOW.STRIDE {list(window.STRIDE)} is larger than SIZE "
+            f"{list(window.SIZE)}: what lies in between would not be seen"
+        )
 
 
 def _semantic(cfg: CfgNode, model: nn.Module, views: DatasetMapperTTA) -> nn.Module:

@@ -123,6 +123,11 @@ def test_panoptics_fuse_the_means_of_both_parts(panoptic_cfg, tested_cfg, batch)
         ),
         (
             "StagedSegmentor",
+            {"SLIDING_WINDOW.ENABLED": True, "SLIDING_WINDOW.SIZE": [64, 32]},
+            r"SIZE \[64, 32\]: use 64 pixels or more",
+        ),
+        (
+            "StagedSegmentor",
             {"SLIDING_WINDOW.ENABLED": True, "SLIDING_WINDOW.STRIDE": [512, 2048]},
             r"STRIDE \[512, 2048\] is larger than SIZE",
         ),

@@ -126,7 +126,9 @@ def test_scores_of_a_universal_model_are_averaged_as_they_are():
     with pytest.raises(D2CityscapesError, match=r"SEM_SEG_SCORES False: not with TEST\.AUG"):
         check_test_time(cfg)
     cfg.MODEL.UNIVERSAL.INSTANCES = True
-    with pytest.raises(D2CityscapesError, match=r"not for UniversalSegmentor with .*INSTANCES True"):
+    with pytest.raises(
+        D2CityscapesError, match=r"not for UniversalSegmentor with .*INSTANCES True"
+    ):
         check_test_time(cfg)
 
 
