@@ -11,7 +11,17 @@ from d2_cityscapes.engine.trainer import setup, train
 pytestmark = pytest.mark.usefixtures("datasets")
 
 
-@pytest.mark.parametrize("kind", ["semantic", "deeplab", "instance", "panoptic"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "semantic",
+        "deeplab",
+        "instance",
+        "panoptic",
+        pytest.param("mask2former", marks=pytest.mark.slow),
+        pytest.param("eomt", marks=pytest.mark.slow),
+    ],
+)
 def test_it_meets_its_expected_results(kind, repository, tmp_path):
     config_file = repository / "configs" / "quick" / f"{kind}.yaml"
     opts = ["OUTPUT_DIR", str(tmp_path)]

@@ -27,7 +27,7 @@ def images(height: int = 64, width: int = 64) -> torch.Tensor:
         ("eomt", {"num_querys": 3}, "no such setting; nearest: num_queries"),
         ("eomt", {"num_queries": "many"}, "expected int"),
         ("mask2former", {"backbone_config": {"model_type": "swin", "depth": 3}}, "depths"),
-        ("mask2former", {"hidden_dim": 30, "num_attention_heads": 4}, "cannot be built"),
+        ("eomt", {**EOMT, "hidden_size": 30}, "cannot be built"),
     ],
 )
 def test_networks_that_there_are_not(name, values, message):

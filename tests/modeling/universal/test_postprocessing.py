@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.modeling.universal.postprocessing import postprocess_queries, resize_masks
@@ -174,3 +176,26 @@ def test_semantics_alone_and_as_classes():
     assert list(scores) == ["sem_seg"]
     labels = postprocess_queries(classes, masks, sizes, table=CITYSCAPES, sem_seg_scores=False)
     assert torch.equal(labels["sem_seg"].long(), scores["sem_seg"].argmax(0))
+
+
+class LargestFloats(TorchDispatchMode):
+    """The most floats that one operation gives."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                self.most = max(self.most, x.numel())
+        return result
+
+
+def test_never_all_masks_as_floats_of_the_picture():
+    classes, masks = queries(60)
+    pixels = 64 * 128
+    with LargestFloats() as largest:
+        postprocess_queries(
+            classes, masks, ((64, 128),) * 3, table=CITYSCAPES, at_once=8 * pixels, detections=60
+        )
+    assert largest.most == 19 * pixels  # the semantic scores
