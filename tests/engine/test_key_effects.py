@@ -96,12 +96,20 @@ def test_a_key_without_effect_is_found(kind, key, value, tmp_path):
             "MODEL.RPN.SMOOTH_L1_BETA",
         ),
         (["MODEL.FREEZE.NORM_EVAL", "False"], "MODEL.FREEZE.NORM_EVAL"),
+        (["INPUT.SCALE_JITTER.RANGE", "[0.1, 2.0]"], "INPUT.SCALE_JITTER.RANGE"),
+        (["INPUT.COPY_PASTE.STUFF", "0.5"], "INPUT.COPY_PASTE.STUFF"),
+        (["INPUT.SMALL_INSTANCE_AREA", "1024"], "INPUT.SMALL_INSTANCE_AREA"),
+        (["DATALOADER.BALANCE", "0.3"], "DATALOADER.BALANCE"),
+        (["DATALOADER.SMALL_AREA", "500"], "DATALOADER.SMALL_AREA"),
     ],
 )
 def test_a_key_that_another_setting_switches_off_is_found(opts, key):
     assert key in idle_keys(load_config(CONFIGS / "quick" / "instance.yaml", opts))
     acts = ["SOLVER.WARMUP_ITERS", "5", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "smooth_l1"]
     acts += ["MODEL.FREEZE.MODULES", "['backbone']"]
+    acts += ["INPUT.SCALE_JITTER.ENABLED", "True", "INPUT.COPY_PASTE.PROB", "0.5"]
+    acts += ["INPUT.SMALL_INSTANCE_WEIGHT", "3.0"]
+    acts += ["DATALOADER.SAMPLER_TRAIN", "SmallObjectTrainingSampler"]
     assert idle_keys(load_config(CONFIGS / "quick" / "instance.yaml", [*opts, *acts])) == {}
 
 

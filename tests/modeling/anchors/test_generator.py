@@ -71,6 +71,20 @@ def test_a_fixed_size_scales_both_sides(tiny_cfg):
     np.testing.assert_allclose(network_shapes(tiny_cfg, [record((5, 5, 15, 25))]), [[5, 60]])
 
 
+def test_scale_jitter_multiplies_the_sizes_up_to_the_crop(tiny_cfg):
+    """A box of 10 x 20 in 100 x 200: half the size, times five factors, cut at 12 x 16."""
+    set_resize(tiny_cfg, (50,), 1000)
+    plain = network_shapes(tiny_cfg, [record((5, 5, 15, 25))])
+    tiny_cfg.INPUT.SCALE_JITTER.RANGE = [0.4, 2.0]
+    tiny_cfg.INPUT.SCALE_JITTER.CROP_SIZE = [16, 12]
+    np.testing.assert_array_equal(network_shapes(tiny_cfg, [record((5, 5, 15, 25))]), plain)
+    tiny_cfg.INPUT.SCALE_JITTER.ENABLED = True
+    np.testing.assert_allclose(
+        network_shapes(tiny_cfg, [record((5, 5, 15, 25))]),
+        [[2, 4], [4, 8], [6, 12], [8, 16], [10, 16]],
+    )
+
+
 def test_network_shapes_follow_the_size_of_each_image(tiny_cfg):
     set_resize(tiny_cfg, (100,), 1000)
     records = [record((0, 0, 10, 10)), record((0, 0, 10, 10), size=(200, 200))]
@@ -300,6 +314,18 @@ def test_warns_about_another_resize(cfg, tmp_path, caplog):
         cfg.INPUT.MIN_SIZE_TRAIN = (100,)
         build_model(cfg)
     assert caplog.text.count("anchors were fitted to images resized by") == 1
+
+
+def test_anchors_of_another_scale_jitter_are_of_another_resize(cfg, tmp_path, caplog):
+    cfg.INPUT.SCALE_JITTER.ENABLED = True
+    fit_anchors(cfg, tmp_path / "anchors.json")
+    cfg.MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE = str(tmp_path / "anchors.json")
+    with caplog.at_level(logging.WARNING, logger="d2_cityscapes"):
+        build_anchor_generator(cfg, levels(5))
+        assert caplog.text == ""
+        cfg.INPUT.SCALE_JITTER.RANGE = [0.1, 2.0]
+        build_anchor_generator(cfg, levels(5))
+    assert "'scale_jitter': [0.5, 2.0]" in caplog.text and "[0.1, 2.0]" in caplog.text
 
 
 def test_missing_file(cfg, tmp_path):
