@@ -16,26 +16,31 @@ from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.engine.trainer import Trainer, evaluate, setup, train
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.evaluation.results import read_results
-from d2_cityscapes.modeling.test_time.build import augmented
 
 pytestmark = pytest.mark.usefixtures("datasets")
 
-AUGMENTED = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"]
+SEMANTIC = "quick/semantic.yaml"
+SMALL = [
+    "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
+    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32",
+]  # fmt: skip
+AUGMENTED = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48,)"]
 
 
 @pytest.fixture
 def configure(repository, tmp_path):
-    """(config file, overrides) -> config of a short training, with two steps and an average."""
+    """(config file, overrides) -> config of a training of one step."""
 
     def make(file: str, *opts: str, folder: str = "out", eval_only: bool = False):
         args = argparse.Namespace(
             config_file=str(repository / "configs" / file),
             opts=[
-                "OUTPUT_DIR", str(tmp_path / folder), "SOLVER.MAX_ITER", "2",
-                "SOLVER.WARMUP_ITERS", "0", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu",
+                "OUTPUT_DIR", str(tmp_path / folder), "SOLVER.MAX_ITER", "1",
+                "SOLVER.WARMUP_ITERS", "0", "SOLVER.IMS_PER_BATCH", "1", "MODEL.DEVICE", "cpu",
                 "DATALOADER.NUM_WORKERS", "0", "TEST.EXPECTED_RESULTS", "[]",
                 "TEST.NUM_PICTURES", "1", "MODEL.FROM_SCRATCH", "True", "SEED", "3",
-                "DATASETS.TEST", "('cityscapes_shards_val_1',)", *opts,
+                "DATASETS.TEST", "('cityscapes_shards_val_1',)",
+                *(SMALL if file == SEMANTIC else []), *opts,
             ],
             eval_only=eval_only,
         )  # fmt: skip
@@ -52,10 +57,10 @@ def _rows(cfg) -> dict[tuple[str, str], float | None]:
 def test_a_training_ends_with_scores_of_both(configure, tmp_path):
     """Those without TEST.AUG are those of a training without it, and so are its weights."""
     average = ["SOLVER.EMA_DECAY", "0.5", "SOLVER.BASE_LR", "0.05"]
-    plain = configure("quick/semantic.yaml", *average, folder="plain")
+    plain = configure(SEMANTIC, *average, folder="plain")
     train(plain)
     expected = '[["sem_seg_TTA", "mIoU", 50.0, 50.0]]'
-    cfg = configure("quick/semantic.yaml", *average, *AUGMENTED, "TEST.EXPECTED_RESULTS", expected)
+    cfg = configure(SEMANTIC, *average, *AUGMENTED, "TEST.EXPECTED_RESULTS", expected)
     results = train(cfg)
     rows, without = _rows(cfg), _rows(plain)
     assert {task for task, _ in rows} == {"sem_seg", "sem_seg_TTA"} == results.keys()
@@ -70,7 +75,7 @@ def test_a_training_ends_with_scores_of_both(configure, tmp_path):
     assert len(list((tmp_path / "out/TTA/pictures/cityscapes_shards_val_1").iterdir())) == 1
     # what was evaluated was the average, as in an evaluation of its own
     again = configure(
-        "quick/semantic.yaml", *AUGMENTED, "MODEL.WEIGHTS",
+        SEMANTIC, *AUGMENTED, "MODEL.WEIGHTS",
         str(tmp_path / "out/model_final_ema.pth"), folder="again", eval_only=True,
     )  # fmt: skip
     assert evaluate(again).keys() == results.keys()
@@ -98,7 +103,7 @@ def test_panoptic_models_are_tested_in_all_their_tasks(configure, tmp_path):
 
 @pytest.fixture
 def weights(configure, tmp_path) -> str:
-    cfg = configure("quick/semantic.yaml")
+    cfg = configure(SEMANTIC)
     torch.manual_seed(0)
     path = tmp_path / "weights.pth"
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, path)
@@ -119,7 +124,7 @@ def test_pictures_are_predicted_so_too(configure, weights):
     }.items():  # fmt: skip
         if name == "one window":
             opts += ["TEST.SLIDING_WINDOW.STRIDE", "[64, 128]"]
-        cfg = configure("quick/semantic.yaml", "MODEL.WEIGHTS", weights, *opts)
+        cfg = configure(SEMANTIC, "MODEL.WEIGHTS", weights, *opts)
         found[name] = Predictor(cfg)(image)["sem_seg"]
     assert found["augmented"].sum(0).allclose(torch.ones(64, 128))
     torch.testing.assert_close(found["one window"], found["plain"], rtol=1e-5, atol=1e-5)
@@ -133,12 +138,10 @@ def test_evaluations_see_windows(configure, weights):
     rows = []
     for number, (size, stride) in enumerate([("[64, 128]", "[64, 128]"), ("[64, 64]", "[64, 64]")]):
         part = ["TEST.SLIDING_WINDOW.SIZE", size, "TEST.SLIDING_WINDOW.STRIDE", stride]
-        cfg = configure(
-            "quick/semantic.yaml", *opts, *part, folder=f"windows{number}", eval_only=True
-        )
+        cfg = configure(SEMANTIC, *opts, *part, folder=f"windows{number}", eval_only=True)
         evaluate(cfg)
         rows.append(_rows(cfg))
-    plain = configure("quick/semantic.yaml", *opts[:2], folder="plain", eval_only=True)
+    plain = configure(SEMANTIC, *opts[:2], folder="plain", eval_only=True)
     evaluate(plain)
     assert rows[0] == _rows(plain) != rows[1]
 
@@ -148,17 +151,10 @@ def test_mistakes_are_found_at_the_start(configure, repository):
     for key in ("TEST.AUG.MIN_SIZES", "TEST.SLIDING_WINDOW.SIZE"):
         assert key in idle_keys(load_config(file, [key, "[32, 32]"]))
     with pytest.raises(D2CityscapesError, match=r"STRIDE \[768, 768\] is larger than SIZE"):
-        configure("quick/semantic.yaml", "TEST.SLIDING_WINDOW.ENABLED", "True",
+        configure(SEMANTIC, "TEST.SLIDING_WINDOW.ENABLED", "True",
                   "TEST.SLIDING_WINDOW.SIZE", "[64, 64]")  # fmt: skip
     expected = ["TEST.EXPECTED_RESULTS", '[["sem_seg_TTA", "mIoU", 50.0, 50.0]]']
     with pytest.raises(ConfigError, match=r"the model predicts sem_seg$"):
-        configure("quick/semantic.yaml", *expected)
+        configure(SEMANTIC, *expected)
     with pytest.raises(ConfigError, match=r"sem_seg_TTA has no mIou on .* mIoU"):
-        configure("quick/semantic.yaml", *AUGMENTED, expected[0], expected[1].replace("oU", "ou"))
-
-
-def test_a_wrapped_model_is_tested_as_itself(configure):
-    """Data-parallel models are unwrapped, whose forward is for training."""
-    cfg = configure("quick/semantic.yaml", *AUGMENTED)
-    model = Trainer.build_model(cfg)
-    assert augmented(cfg, model).model is model
+        configure(SEMANTIC, *AUGMENTED, expected[0], expected[1].replace("oU", "ou"))
