@@ -13,7 +13,7 @@ _VERSION = re.search(r'^__version__ = "(.+)"$', _PACKAGE, re.MULTILINE)
 _PNG = ["imagecodecs>=2025.3.30"]
 _JPEG2000 = ['imagecodecs>=2026.1.14; python_version >= "3.11"']  # no older one has HTJ2K
 _POSTGRESQL = ["psycopg2-binary>=2.9"]
-_TIMM = ["timm>=1.0.9"]
+_TIMM = ["timm>=1.0.20"]
 _TRANSFORMERS = ["transformers>=5.24"]
 # what stock Detectron2 needs to read the PNG tree, and a gauge of memory
 _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]

@@ -8,6 +8,7 @@ import inspect
 import pytest
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import (
+    BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     ROI_HEADS_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
@@ -44,6 +45,7 @@ def test_public_names_exist_and_are_listed(module):
 
 def test_importing_the_package_registers_its_components():
     assert "GIoUROIHeads" in ROI_HEADS_REGISTRY
+    assert "build_timm_fpn_backbone" in BACKBONE_REGISTRY
     assert "KMeansAnchorGenerator" in ANCHOR_GENERATOR_REGISTRY
     assert {"SeamlessPanoptic", "DeepLabV3Segmentor"} <= set(dict(META_ARCH_REGISTRY))
     assert "MiniDLSemSegHead" in SEM_SEG_HEADS_REGISTRY

@@ -12,8 +12,10 @@ import torch
 from d2_cityscapes.engine.dry_run import dry_run
 from d2_cityscapes.engine.key_effects import idle_keys
 from d2_cityscapes.engine.setup import ConfigError, check_start, load_config
+from d2_cityscapes.engine.step.layer_decay import layers_below
 from d2_cityscapes.engine.trainer import evaluate, train
 from d2_cityscapes.errors import D2CityscapesError
+from d2_cityscapes.modeling import build_model
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.usefixtures("datasets")
@@ -89,6 +91,17 @@ def test_keys_of_timm_that_do_not_act_are_refused(options, tmp_path):
         with pytest.raises(ConfigError) as found:
             train(load_config(CONFIG, [*options, *without, *more]))
         assert message in " ".join((str(found.value), *found.value.details))
+
+
+def test_layer_decay_knows_the_layers_below_a_pyramid(options):
+    """L = 6 blocks; embeddings are layer 0, and pyramid and heads have no decay."""
+    plain = ["MODEL.TIMM.NAME", "test_vit", "MODEL.TIMM.FILE", "", "MODEL.FREEZE.MODULES", "[]"]
+    plain += ["MODEL.TIMM.PRETRAINED", "False"]
+    below = layers_below(build_model(load_config(CONFIG, [*options, *plain])), 0.7)
+    body = "backbone.bottom_up.net."
+    assert below[f"{body}pos_embed"] == below[f"{body}patch_embed.proj.weight"] == 7
+    assert [below[f"{body}blocks.{n}.attn.qkv.weight"] for n in range(6)] == [6, 5, 4, 3, 2, 1]
+    assert all(name.startswith(body) for name in below)
 
 
 def test_its_own_norms_decide_whether_keeping_them_in_eval_acts(options):

@@ -21,10 +21,11 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.backbones.create import create_network
 from d2_cityscapes.modeling.backbones.pixels import pixel_statistics
 from d2_cityscapes.modeling.backbones.stages import (
+    change_norms,
+    drop_unused,
     freeze_stages,
     has_parameters,
     stages_of,
-    with_norm,
 )
 from d2_cityscapes.modeling.backbones.weights import import_timm, weights_of
 
@@ -77,8 +78,11 @@ class TimmNet(Backbone):
         self._out_feature_channels: dict[str, int] = {}
         self._out_feature_strides: dict[str, int] = {}
 
+    @torch.enable_grad()
     def measure(self, strides: Sequence[int], name: str) -> None:
         """Let it tell channels and strides of its maps, found by a picture that no network knows.
+
+        What none of the maps depends on, and would wait for a gradient, is taken away.
 
         Args:
             strides: of its maps, as timm tells them.
@@ -92,8 +96,7 @@ class TimmNet(Backbone):
         height, width = (unit * math.ceil(size / unit) for size in (64, 96))
         training = self.training
         try:
-            with torch.no_grad():
-                maps = self.eval()(torch.zeros(1, 3, height, width))
+            maps = self.eval()(torch.zeros(1, 3, height, width))
         except Exception as error:  # timm's networks raise what they like
             reason = (" ".join(str(error).split()) or type(error).__name__)[:100]
             raise D2CityscapesError(
@@ -109,6 +112,7 @@ class TimmNet(Backbone):
                     f"other strides than it says: {tuple(maps[key].shape)}, not {stride}"
                 )
         self._out_feature_channels = {key: tensor.shape[1] for key, tensor in maps.items()}
+        drop_unused(self.net, list(maps.values()))
 
     @property
     def size_divisibility(self) -> int:
@@ -191,10 +195,10 @@ def build_timm_net(
     else:
         outputs = _chosen(strides, wanted, weights.name)
     stages = stages_of(net, features, plain)
-    kept = net.prune_intermediate_layers(list(outputs.values()), prune_norm=True)
+    kept = list(outputs.values())
+    if hasattr(net, "prune_intermediate_layers"):
+        kept = net.prune_intermediate_layers(kept, prune_norm=True)
     stages = [[name for name in names if has_parameters(net, name)] for names in stages]
-    net = with_norm(net, cfg.MODEL.TIMM.NORM, weights.name)
-    freeze_stages(net, stages, freeze_at, weights.name)
     mean, std = pixel_statistics(cfg)
     found = TimmNet(
         net,
@@ -204,6 +208,8 @@ def build_timm_net(
         again=_renormalisation(cfg, mean, std),
     )
     found.measure([strides[index] for index in outputs.values()], weights.name)
+    change_norms(net, cfg.MODEL.TIMM.NORM, weights.name)
+    freeze_stages(net, stages, freeze_at, weights.name)
     return found
 
 

@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.backbones.weights import import_timm
 
-__all__ = ["freeze_stages", "has_parameters", "stages_of", "with_norm"]
+__all__ = ["change_norms", "drop_unused", "freeze_stages", "has_parameters", "stages_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +72,39 @@ def has_parameters(net: nn.Module, name: str) -> bool:
         return False
 
 
-def with_norm(net: nn.Module, norm: str, name: str) -> nn.Module:
+def drop_unused(net: nn.Module, maps: Sequence[Tensor]) -> None:
+    """Take away the modules that no map depends on, such as norms of a classifier.
+
+    Single parameters of that kind do not train. Nothing may be frozen yet.
+
+    Args:
+        net: of timm.
+        maps: what it gave.
+    """
+    torch.stack([tensor.sum() for tensor in maps]).sum().backward()
+    unused = {name for name, parameter in net.named_parameters() if parameter.grad is None}
+    for full, module in list(net.named_modules()):
+        own = [name for name, _ in module.named_parameters(full)]
+        above, _, last = full.rpartition(".")
+        if full and own and unused.issuperset(own):
+            net.get_submodule(above).add_module(last, nn.Identity())
+            unused.difference_update(own)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in unused)
+    net.zero_grad(set_to_none=True)
+
+
+def change_norms(net: nn.Module, norm: str, name: str) -> None:
     """Batch norms of another kind, in place."""
     if not norm:
-        return net
+        return
     layers: Any = import_timm().layers
     kinds = {"FrozenBN": layers.freeze_batch_norm_2d, "SyncBN": layers.convert_sync_batchnorm}
     if norm not in kinds:
         raise D2CityscapesError(f"MODEL.TIMM.NORM {norm!r}: use {', '.join(kinds)}, or '' for none")
     if not any(isinstance(layer, _BatchNorm) for layer in net.modules()):
         raise D2CityscapesError(f"MODEL.TIMM.NORM {norm}: {name} has no batch norms: set it to ''")
-    return kinds[norm](net)
+    kinds[norm](net)
 
 
 def freeze_stages(net: nn.Module, stages: Sequence[Sequence[str]], count: int, name: str) -> None:

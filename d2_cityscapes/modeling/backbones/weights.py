@@ -32,6 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_BUILDERS = ("build_timm_fpn_backbone", "build_seamless_timm_fpn_backbone")
 _NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 # Nothing but to name the authors is asked for.
 _FREE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
@@ -57,7 +58,7 @@ class TimmWeights:
 
 def uses_timm(cfg: CfgNode) -> bool:
     """Whether the backbone is one of timm."""
-    return "timm" in cfg.MODEL.BACKBONE.NAME
+    return cfg.MODEL.BACKBONE.NAME in _BUILDERS
 
 
 def begins_with_timm(cfg: CfgNode) -> bool:

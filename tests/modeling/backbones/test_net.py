@@ -99,6 +99,27 @@ def test_levels_of_any_size_and_a_gradient_for_every_parameter(timm_cfg, name):
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
 
 
+@timm.models.register_model
+def spare_swin(pretrained=False, **kwargs):
+    """With parts that no map depends on."""
+    net = tiny_swin(**kwargs)
+    net.spare, net.layers[1].spare = (
+        nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)),
+        nn.Linear(2, 2),
+    )
+    net.token = nn.Parameter(torch.zeros(2))
+    return net
+
+
+def test_what_no_map_depends_on_is_taken_away(timm_cfg):
+    """Or data-parallel training would wait for its gradients."""
+    backbone = build_backbone(timm_cfg("spare_swin"))
+    trains = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    wanted = {name for name, _ in build_backbone(timm_cfg("tiny_swin")).named_parameters()}
+    assert trains == wanted
+    assert not [name for name, _ in backbone.named_parameters() if "spare" in name]
+
+
 def test_windows_are_shifted_in_every_stage_whatever_the_weights_pictures(timm_cfg):
     net = build_backbone(timm_cfg("tiny_swin")).bottom_up.net
     assert net.layers[3].blocks[1].shift_size == (3, 3)
