@@ -124,8 +124,9 @@ def write_scene(scene: Scene, root: Path, split: str, index: int) -> None:
         objects = coarse_objects(scene)
         ids = draw_ids(objects, (width, height))
     label_ids = np.where(ids < INSTANCE_DIVISOR, ids, ids // INSTANCE_DIVISOR).astype(np.uint8)
+    colors = _label_colors().take(label_ids, axis=0)
     picture, *maps, polygons = _files(root, split, index)
-    for path, array in zip(maps, (ids, label_ids, _label_colors()[label_ids]), strict=True):
+    for path, array in zip(maps, (ids, label_ids, colors), strict=True):
         write_atomically(path, [encode_png(array)])
     document = {
         "imgHeight": height,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Colours (3, N) float32 of the pixels at columns and rows (N,) of the picture."""
 
 
+@functools.cache
 def label_id_of(label: str) -> tuple[int, bool]:
     """Label id of an object's label, and whether the object is one instance of its class.
 

@@ -1,7 +1,8 @@
 """House fronts: windows, shops, doors, ledges, as colours on an upright plane.
 
-N pixels are painted. `along` (N,) is the place along the wall, `up` (N,) the height above the
-ground and `pixel` (N,) the size of a pixel there, all in metres.
+N pixels in C columns of the picture are painted. Of a column, `along` (C,) is the place along the
+wall and `pixel` (C,) the size of a pixel there; of a pixel, `at` (N,) is its column and `up` (N,)
+its height above the ground. All lengths are in metres.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 from d2_cityscapes.synthetic.street.camera import Light
 from d2_cityscapes.synthetic.street.colors import Color, column, pick, vary
-from d2_cityscapes.synthetic.street.textures import between_0_and_1, blend, sample_plane, stripe
+from d2_cityscapes.synthetic.street.textures import between_0_and_1, blend, repeat, stripe
 
 __all__ = ["FacadeStyle", "facade"]
 
@@ -22,7 +23,11 @@ _WALLS: list[Color] = [
 _ROOFS: list[Color] = [(142, 72, 54), (112, 64, 54), (84, 80, 82), (122, 90, 72)]
 _GLASS = column((44, 52, 62))
 _SHOP = column((112, 105, 88))
-_PANES = 64  # windows differ, and repeat after so many
+_PANES = 64  # windows differ, and repeat after so many, a power of 2
+
+
+def _pane(number: np.ndarray) -> np.ndarray:
+    return number.astype(np.int64) & (_PANES - 1)
 
 
 class FacadeStyle:
@@ -46,35 +51,36 @@ class FacadeStyle:
 def facade(
     style: FacadeStyle,
     along: np.ndarray,
-    up: np.ndarray,
     pixel: np.ndarray,
+    at: np.ndarray,
+    up: np.ndarray,
     light: Light,
     tile: np.ndarray,
 ) -> np.ndarray:
     """(3, N) float32 colours of a house front before shading; ``tile`` is a noise texture."""
-    factor = 1 + 0.05 * sample_plane(tile, along, up, 24)
+    size = pixel[at]
+    factor = 1 + 0.05 * tile[repeat(np.abs(up) * 24), repeat(np.abs(along) * 24)[at]]
     factor *= 0.88 + 0.12 * between_0_and_1(up / 2)  # dirt near the ground
     if style.courses:
-        near = between_0_and_1(1.4 - pixel * 30)
-        factor *= 1 - 0.16 * near * stripe(up % 0.25, 0.0, 0.05, pixel)
+        near = (0.16 * between_0_and_1(1.4 - pixel * 30))[at]
+        factor *= 1 - near * stripe(up % 0.25, 0.0, 0.05, size)
     storey = (up - style.ground) / style.storey
-    upper = between_0_and_1((up - style.ground) / pixel + 0.5)  # share of the pixel above the shops
+    upper = between_0_and_1((up - style.ground) / size + 0.5)  # share of the pixel above the shops
     within = storey - np.floor(storey)
     if style.ledges:
-        size = pixel / style.storey
-        factor *= 1 + 0.13 * upper * stripe(within, 0.0, 0.045, size)
-        factor *= 1 - 0.14 * upper * stripe(within, 0.93, 1.0, size)
+        part = (pixel / style.storey)[at]
+        factor *= 1 + 0.13 * upper * stripe(within, 0.0, 0.045, part)
+        factor *= 1 - 0.14 * upper * stripe(within, 0.93, 1.0, part)
     if not style.shops:
-        factor *= 1 - 0.22 * stripe(up, -1.0, 0.7, pixel)  # plinth
+        factor *= 1 - 0.22 * stripe(up, -1.0, 0.7, size)  # plinth
     colors = factor * style.wall
     bay = along / style.bay
-    whole = np.floor(bay)
-    pane = style.panes[np.floor(storey).astype(np.int64) % _PANES, whole.astype(np.int64) % _PANES]
+    pane = style.panes[_pane(np.floor(storey)), _pane(np.floor(bay))[at]]
     sky = 0.8 * column(light.haze)
-    _paint_windows(colors, style, bay - whole, within, pixel, pane, sky, upper)
+    _paint_windows(colors, style, bay, pixel, at, within, pane, sky, upper)
     low = np.flatnonzero(upper < 1)  # the ground floor
     paint, floor = _paint_shops if style.shops else _paint_entrance, colors[:, low]
-    paint(floor, style, bay[low], up[low], pixel[low], pane[low], sky, 1 - upper[low])
+    paint(floor, style, bay, pixel, at[low], up[low], pane[low], sky, 1 - upper[low])
     colors[:, low] = floor
     return colors
 
@@ -82,20 +88,21 @@ def facade(
 def _paint_windows(
     colors: np.ndarray,
     style: FacadeStyle,
-    s: np.ndarray,
-    t: np.ndarray,
+    bay: np.ndarray,
     pixel: np.ndarray,
+    at: np.ndarray,
+    t: np.ndarray,
     pane: np.ndarray,
     sky: np.ndarray,
     where: np.ndarray,
 ) -> None:
-    """Windows of the upper storeys; ``s``, ``t`` are places within the bay and the storey, 0..1."""
+    """Windows of the upper storeys; ``t`` is the place within the storey, 0..1."""
     wide, tall = style.window
     left, low = (1 - wide) / 2, (1 - tall) / 2
-    ps, pt = pixel / style.bay, pixel / style.storey
-    across = stripe(s, left - 0.05, 1.05 - left, ps)
+    s, ps, pt = bay - np.floor(bay), pixel / style.bay, (pixel / style.storey)[at]
+    across = stripe(s, left - 0.05, 1.05 - left, ps)[at]
     blend(colors, style.frame, where * across * stripe(t, low - 0.03, 1.04 - low, pt))
-    across = stripe(s, left, 1 - left, ps) * (1 - 0.7 * stripe(s, 0.48, 0.52, ps))
+    across = (stripe(s, left, 1 - left, ps) * (1 - 0.7 * stripe(s, 0.48, 0.52, ps)))[at]
     reflected = np.clip(0.15 + 0.5 * t * pane + 0.25 * (pane > 0.72), 0, 0.85)
     glass = _GLASS + reflected * (sky - _GLASS)
     blend(colors, glass, where * across * stripe(t, low, 1 - low, pt))
@@ -105,17 +112,19 @@ def _paint_shops(
     colors: np.ndarray,
     style: FacadeStyle,
     bay: np.ndarray,
-    up: np.ndarray,
     pixel: np.ndarray,
+    at: np.ndarray,
+    up: np.ndarray,
     pane: np.ndarray,
     sky: np.ndarray,
     where: np.ndarray,
 ) -> None:
     """Shop windows of two bays each below a coloured sign."""
-    across = stripe(bay / 2 % 1, 0.06, 0.94, pixel / style.bay / 2)
+    size = pixel[at]
+    across = stripe(bay / 2 % 1, 0.06, 0.94, pixel / style.bay / 2)[at]
     lit = (0.35 + 0.5 * pane) * _SHOP + np.float32(0.06) * sky
-    blend(colors, lit, where * across * stripe(up, 0.5, style.ground - 1.1, pixel))
-    sign = stripe(up, style.ground - 0.95, style.ground - 0.35, pixel)
+    blend(colors, lit, where * across * stripe(up, 0.5, style.ground - 1.1, size))
+    sign = stripe(up, style.ground - 0.95, style.ground - 0.35, size)
     blend(colors, style.sign, 0.9 * sign)
 
 
@@ -123,19 +132,20 @@ def _paint_entrance(
     colors: np.ndarray,
     style: FacadeStyle,
     bay: np.ndarray,
-    up: np.ndarray,
     pixel: np.ndarray,
+    at: np.ndarray,
+    up: np.ndarray,
     pane: np.ndarray,
     sky: np.ndarray,
     where: np.ndarray,
 ) -> None:
     """Windows and doors of a ground floor where people live."""
-    whole = np.floor(bay)
+    size, whole = pixel[at], np.floor(bay)
     s, ps, left = bay - whole, pixel / style.bay, (1 - style.window[0]) / 2
-    opening = stripe(s, left, 1 - left, ps) * stripe(up, 1.2, style.ground - 0.9, pixel)
+    opening = stripe(s, left, 1 - left, ps)[at] * stripe(up, 1.2, style.ground - 0.9, size)
     blend(colors, 0.9 * style.frame, where * opening)
-    inner = stripe(s, left + 0.05, 0.95 - left, ps) * stripe(up, 1.3, style.ground - 1.0, pixel)
+    inner = stripe(s, left + 0.05, 0.95 - left, ps)[at] * stripe(up, 1.3, style.ground - 1.0, size)
     blend(colors, _GLASS + 0.3 * pane * (sky - _GLASS), where * inner)
-    has_door = style.panes[0, whole.astype(np.int64) % _PANES] > 0.8
-    door = stripe(s, 0.25, 0.75, ps) * stripe(up, 0.0, 2.5, pixel)
+    has_door = (style.panes[0, _pane(whole)] > 0.8)[at]
+    door = stripe(s, 0.25, 0.75, ps)[at] * stripe(up, 0.0, 2.5, size)
     blend(colors, 0.55 * style.sign, where * door * has_door)

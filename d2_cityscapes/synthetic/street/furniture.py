@@ -103,9 +103,8 @@ def _paint_leaves(
     centers = np.stack([x, -y], axis=1) * (0.86 * pen.scale * np.array(radii)) + pen.at(*middle)
     sizes = rng.uniform(0.13, 0.3, count) * (1.15 - 0.35 * reach)
     clumps = np.outer(sizes, radii)[:, None] * pen.scale * unit_circle(8) + centers[:, None]
-    outlines = clumps.tolist()
     for index in np.argsort(brightness).tolist():
-        pen.drawing.add(outlines[index], tints[index])
+        pen.drawing.add(clumps[index], tints[index])
 
 
 def tree(camera: Camera, light: Light, x: float, z: float, rng: np.random.Generator) -> Parts:

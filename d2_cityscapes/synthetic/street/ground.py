@@ -16,7 +16,7 @@ from d2_cityscapes.synthetic.street.camera import convex_hull
 from d2_cityscapes.synthetic.street.canvas import Canvas, Paint
 from d2_cityscapes.synthetic.street.colors import Color, column, vary
 from d2_cityscapes.synthetic.street.street import LANE, Street
-from d2_cityscapes.synthetic.street.textures import TILE, between_0_and_1, blend, stripe
+from d2_cityscapes.synthetic.street.textures import between_0_and_1, blend, repeat, stripe
 
 __all__ = ["add_ground"]
 
@@ -93,14 +93,14 @@ class _Spots:
     """N pixels on the ground.
 
     Attributes:
-        x, z: (N,) their place. across, along: (N,) size of a pixel there in x and z.
+        rows: (N,) their row on the ground, of which there are R. x: (N,) their place.
+        across: (N,) size of a pixel there in x.
         fine, rough, wide: (N,) noise around 0 of three sizes.
     """
 
+    rows: np.ndarray
     x: np.ndarray
-    z: np.ndarray
     across: np.ndarray
-    along: np.ndarray
     fine: np.ndarray
     rough: np.ndarray
     wide: np.ndarray
@@ -150,25 +150,27 @@ class _Ground:
         return paint
 
     def _spots(self, columns: np.ndarray, rows: np.ndarray) -> _Spots:
-        z, across = self.z[rows], self.across[rows]
+        across = self.across[rows]
         x = self.columns[columns] * across
 
         def sample(tile: np.ndarray, per_metre: float) -> np.ndarray:
             """A repeating texture laid on the ground."""
-            return tile[
-                (z * per_metre).astype(np.int32) % TILE, (x * per_metre).astype(np.int32) % TILE
-            ]
+            return tile[repeat(self.z * per_metre)[rows], repeat(x * per_metre)]
 
-        fine = sample(self.grain, 90.0) * between_0_and_1(0.4 + 6 / z)
+        fine = sample(self.grain, 90.0) * between_0_and_1(0.4 + 6 / self.z)[rows]
         rough, wide = sample(self.smooth, 22.0), sample(self.smooth, 3.1)
-        return _Spots(x, z, across, self.along[rows], fine, rough, wide)
+        return _Spots(rows, x, across, fine, rough, wide)
+
+    def _stripe(self, z: np.ndarray, low: float, high: float) -> np.ndarray:
+        """(R,) share of each row inside low..high of ``z`` (R,)."""
+        return stripe(z, low, high, self.along)
 
     def asphalt(self, spots: _Spots, marks: _Markings) -> np.ndarray:
-        across, along = spots.across, spots.along
+        across, rows = spots.across, spots.rows
         factor = 1 + 0.055 * spots.fine + 0.03 * spots.rough + 0.05 * spots.wide
         for x, z, half_width, half_length, dark in marks.patches:
             inside = stripe(spots.x, x - half_width, x + half_width, across)
-            inside = inside * stripe(spots.z, z - half_length, z + half_length, along)
+            inside = inside * self._stripe(self.z, z - half_length, z + half_length)[rows]
             factor *= 1 - dark * inside
         left, right = self.street.road
         gutter = stripe(spots.x, left - 1, left + 0.35, 4 * across)
@@ -177,19 +179,19 @@ class _Ground:
         painted = np.zeros_like(spots.x)
         for x in marks.solid:
             painted += stripe(spots.x, x - 0.07, x + 0.07, across)
-        dashed = stripe(spots.z % 9.0, 0.0, 4.0, along)
+        dashed = self._stripe(self.z % 9.0, 0.0, 4.0)[rows]
         for x in marks.dashes:
             painted += dashed * stripe(spots.x, x - 0.07, x + 0.07, across)
         if marks.crosswalk is not None:
             z0, z1 = marks.crosswalk
-            painted *= 1 - stripe(spots.z, z0 - 0.6, z1 + 0.6, along)
+            painted *= (1 - self._stripe(self.z, z0 - 0.6, z1 + 0.6))[rows]
             zebra = stripe(spots.x % 1.0, 0.0, 0.5, across)
             zebra *= stripe(spots.x, left + 0.3, right - 0.3, across)
-            painted += zebra * stripe(spots.z, z0, z1, along)
+            painted += zebra * self._stripe(self.z, z0, z1)[rows]
         if marks.stop is not None:
             z, x0, x1 = marks.stop
             line = stripe(spots.x, x0, x1, across)
-            painted += line * stripe(spots.z, z, z + 0.5, along)
+            painted += line * self._stripe(self.z, z, z + 0.5)[rows]
         worn = np.clip(0.8 + 0.35 * spots.rough, 0.35, 0.95)
         blend(colors, (226, 226, 220), np.minimum(painted, 1) * worn)
         if self.street.rails is not None and self.street.crossing is not None:
@@ -198,7 +200,7 @@ class _Ground:
 
     def track(self, spots: _Spots) -> np.ndarray:
         factor = 0.92 + 0.1 * spots.rough + 0.08 * spots.fine
-        factor -= 0.12 * stripe(spots.z % 0.6, 0.0, 0.1, spots.along)
+        factor -= (0.12 * self._stripe(self.z % 0.6, 0.0, 0.1))[spots.rows]
         colors = factor * _TRACK_BED
         if self.street.rails is not None:
             self._lay_rails(colors, spots, self.street.rails)
@@ -213,15 +215,15 @@ class _Ground:
 
     def paving(self, spots: _Spots) -> np.ndarray:
         """Slabs, and kerb stones along the road."""
-        x, z = spots.x, spots.z
+        x, rows = spots.x, spots.rows
         across = stripe(x % self.slab, 0.0, 0.025, spots.across)
-        across *= between_0_and_1(0.03 / spots.across)
-        along = stripe(z % self.slab, 0.0, 0.03, spots.along) * between_0_and_1(0.06 / spots.along)
-        slab = np.floor(x / self.slab) * 7.13 + np.floor(z / self.slab) * 3.71
-        uneven = ((0.618 * slab) % 1 - 0.5) * between_0_and_1(0.5 / spots.along)
+        across *= between_0_and_1(0.03 / self.across)[rows]
+        along = self._stripe(self.z % self.slab, 0.0, 0.03) * between_0_and_1(0.06 / self.along)
+        slab = np.floor(x / self.slab) * 7.13 + (np.floor(self.z / self.slab) * 3.71)[rows]
+        uneven = ((0.618 * slab) % 1 - 0.5) * between_0_and_1(0.5 / self.along)[rows]
         factor = 1 + 0.05 * spots.fine + 0.04 * spots.rough + 0.06 * uneven
-        factor *= 1 - 0.2 * np.maximum(across, along)
-        colors = factor.astype(np.float32) * self.colors["paving"]
+        factor *= 1 - 0.2 * np.maximum(across, along[rows])
+        colors = factor * self.colors["paving"]
         for kerb in self.street.road:
             stone = stripe(x, kerb - 0.16, kerb + 0.16, spots.across)
             blend(colors, (188, 186, 180), stone * (0.75 + 0.15 * spots.rough))

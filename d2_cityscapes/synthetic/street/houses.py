@@ -101,12 +101,12 @@ def _add_garden(canvas: Canvas, plot: Plot, outward: int, rng: np.random.Generat
 
 
 def _columns(camera: Camera, x: np.ndarray) -> np.ndarray:
-    """(N,) float32 px right of the vanishing point."""
+    """(C,) float32 px of columns right of the vanishing point."""
     return x.astype(np.float32) + 0.5 - camera.center_x
 
 
 def _depths(camera: Camera, plane: float, x: np.ndarray) -> np.ndarray:
-    """(N,) depth at which picture columns meet the upright plane at ``plane`` along the street."""
+    """(C,) depth at which picture columns meet the upright plane at ``plane`` along the street."""
     columns = _columns(camera, x)
     aside = np.where(columns * plane > 0, columns, np.sign(plane) * 0.5)
     return np.clip(plane * camera.focal / aside, 0.5, 400).astype(np.float32)
@@ -117,9 +117,9 @@ def _heights(camera: Camera, pixel: np.ndarray, y: np.ndarray) -> np.ndarray:
     return camera.elevation + (camera.horizon - (y.astype(np.float32) + 0.5)) * pixel
 
 
-def _fade(light: Light, rgb: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Add the haze of (N,) depths to (3, N) colours."""
-    share = (1 - np.exp(-depth / light.visibility)).astype(np.float32)
+def _fade(light: Light, rgb: np.ndarray, depth: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Add the haze of columns at (C,) depths to (3, N) colours; ``at`` (N,) is their column."""
+    share = (1 - np.exp(-depth / light.visibility)).astype(np.float32)[at]
     return rgb + share * (column(light.haze) - rgb)
 
 
@@ -132,15 +132,17 @@ def _wall(
     bright = np.float32(light.on_face(normal))
 
     def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        first = int(x.min())
+        columns, at = np.arange(first, int(x.max()) + 1), x - first
         if along is not None:
-            depth = place = _depths(camera, along, x)
+            depth = place = _depths(camera, along, columns)
         else:
-            columns = _columns(camera, x)
-            depth, place = np.full_like(columns, across), columns * across / camera.focal
+            aside = _columns(camera, columns)
+            depth, place = np.full_like(aside, across), aside * across / camera.focal
         pixel = depth / np.float32(camera.focal)
-        up = _heights(camera, pixel, y)
-        rgb = facade(style, place, up, pixel, light, smooth) * bright
-        return _fade(light, rgb, depth)
+        up = _heights(camera, pixel[at], y)
+        rgb = facade(style, place, pixel, at, up, light, smooth) * bright
+        return _fade(light, rgb, depth, at)
 
     return paint
 
@@ -153,10 +155,11 @@ def _barrier(canvas: Canvas, label: str, plane: float, top: float, color: Color)
     texture = masonry if label == "wall" else boards
 
     def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        depth = _depths(camera, plane, x)
-        pixel = depth / np.float32(camera.focal)
-        factor = texture(depth, _heights(camera, pixel, y), pixel, top, smooth)
-        return _fade(light, (factor * tint).astype(np.float32), depth)
+        first = int(x.min())
+        depth, at = _depths(camera, plane, np.arange(first, int(x.max()) + 1)), x - first
+        pixel = (depth / np.float32(camera.focal))[at]
+        factor = texture(depth[at], _heights(camera, pixel, y), pixel, top, smooth)
+        return _fade(light, (factor * tint).astype(np.float32), depth, at)
 
     return paint
 

@@ -56,9 +56,9 @@ def unit_circle(corners: int) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, corners: int = 24) -> list[list[float]]:
-    """Points around an ellipse."""
-    return (unit_circle(corners) * (rx, ry) + (x, y)).tolist()
+def ellipse(x: float, y: float, rx: float, ry: float, corners: int = 24) -> np.ndarray:
+    """(corners, 2) points around an ellipse."""
+    return unit_circle(corners) * (rx, ry) + (x, y)
 
 
 def capsule(
@@ -219,11 +219,14 @@ class Drawing:
         self._extent: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 of them
 
     def add(self, points: Points, color: Sequence[float], alpha: int = 255) -> None:
-        """Append a filled polygon; ``alpha`` below 255 lets the background show through."""
+        """Append a filled polygon, of float64 if an array; ``alpha`` below 255 lets the background show through."""
         if len(points) >= 3:
             r, g, b = color
             self.parts.append((len(points), (_byte(r), _byte(g), _byte(b), alpha)))
-            self.corners.extend(chain.from_iterable(points))
+            if isinstance(points, np.ndarray):
+                self.corners.frombytes(points.tobytes())
+            else:
+                self.corners.extend(chain.from_iterable(points))
             self._extent = None
 
     def extend(self, other: Drawing) -> None:
@@ -236,8 +239,9 @@ class Drawing:
         if not self.parts:
             return None
         if self._extent is None:
-            xs, ys = self.corners[::2], self.corners[1::2]
-            self._extent = min(xs), min(ys), max(xs), max(ys)
+            corners = np.frombuffer(self.corners)
+            xs, ys = corners[::2], corners[1::2]
+            self._extent = xs.min(), ys.min(), xs.max(), ys.max()
         left, top, right, bottom = self._extent
         x0, y0 = max(0, math.floor(left) - 1), max(0, math.floor(top) - 1)
         x1, y1 = min(frame[0], math.ceil(right) + 2), min(frame[1], math.ceil(bottom) + 2)

@@ -23,11 +23,12 @@ __all__ = [
     "masonry",
     "noise",
     "noise_tile",
+    "repeat",
     "sample_plane",
     "stripe",
 ]
 
-TILE = 512  # pixels on a side of a repeating noise texture
+TILE = 512  # pixels on a side of a repeating noise texture, a power of 2
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int]) -> np.ndarray:
@@ -49,9 +50,12 @@ def sample_plane(
     tile: np.ndarray, along: np.ndarray, up: np.ndarray, per_metre: float
 ) -> np.ndarray:
     """(N,) values of a repeating texture on an upright plane."""
-    rows = (np.abs(up) * per_metre).astype(np.int32) % TILE
-    columns = (np.abs(along) * per_metre).astype(np.int32) % TILE
-    return tile[rows, columns]
+    return tile[repeat(np.abs(up) * per_metre), repeat(np.abs(along) * per_metre)]
+
+
+def repeat(positions: np.ndarray) -> np.ndarray:
+    """(N,) int32 rows or columns of a repeating texture, ``positions`` px from its start."""
+    return positions.astype(np.int32) & (TILE - 1)
 
 
 def stripe(position: np.ndarray, low: float, high: float, pixel: np.ndarray | float) -> np.ndarray:
