@@ -219,7 +219,10 @@ class Drawing:
         self._extent: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 of them
 
     def add(self, points: Points, color: Sequence[float], alpha: int = 255) -> None:
-        """Append a filled polygon, of float64 if an array; ``alpha`` below 255 lets the background show through."""
+        """Append a filled polygon; ``alpha`` below 255 lets the background show through.
+
+        ``points`` (x, y) are float64 where they are an array.
+        """
         if len(points) >= 3:
             r, g, b = color
             self.parts.append((len(points), (_byte(r), _byte(g), _byte(b), alpha)))
