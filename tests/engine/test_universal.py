@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_trainings
 import torch
 from detectron2.config import CfgNode
 
@@ -17,6 +18,7 @@ from d2_cityscapes.engine.prediction import predict_pictures
 from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.trainer import evaluate, setup, train
 from d2_cityscapes.png import write_picture
+from tests.engine.test_on_gpu import is_that_of_the_cpu
 
 pytestmark = [pytest.mark.usefixtures("datasets"), pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("transformers")
@@ -107,6 +109,23 @@ def test_a_dry_run_says_what_it_needs(configure):
     assert found.objects > 0
 
 
-def test_keys_of_other_models_are_refused(configure):
-    with pytest.raises(ConfigError, match=r"MODEL.FPN.OUT_CHANNELS 32 is not read"):
-        train(configure("MODEL.FPN.OUT_CHANNELS", "32"))
+@pytest.mark.parametrize(
+    ("key", "value", "others"),
+    [
+        ("MODEL.FPN.OUT_CHANNELS", "32", ()),
+        ("MODEL.UNIVERSAL.OVERLAP_THRESHOLD", "0.7", ("MODEL.UNIVERSAL.INSTANCES", "False")),
+    ],
+)
+def test_keys_that_do_not_act_are_refused(configure, key, value, others):
+    sure = ("MODEL.UNIVERSAL.OBJECT_THRESHOLD", "0.8")  # the default
+    with pytest.raises(ConfigError, match=f"1 problem: {key} {value} is not read"):
+        train(configure(key, value, *sure, *others))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["float32 ACCUMULATE_STEPS EVALUATION", "float16 EMA_DECAY"])
+@pytest.mark.parametrize("kind", list(TINY))
+def test_on_a_pretended_gpu_it_is_that_of_the_cpu(kind, options, tmp_path, monkeypatch):
+    monkeypatch.setitem(tiny_trainings.FAMILIES, kind, (f"quick/{kind}.yaml", TINY[kind]))
+    checkpointed = ["ACTIVATION_CHECKPOINTING"] if "float16" in options else []
+    is_that_of_the_cpu(kind, [*options.split(), *checkpointed], tmp_path)

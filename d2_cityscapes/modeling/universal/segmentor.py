@@ -113,7 +113,7 @@ class UniversalSegmentor(KeepsFrozen, nn.Module):
         """
         cfg = resolve_hub(cfg)
         universal = cfg.MODEL.UNIVERSAL
-        _check(cfg)
+        _check_pixels(cfg)
         table = label_table_of(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)
         return {
             "network": build_network(universal.NAME, _values(universal.CONFIG), len(table.classes)),
@@ -123,7 +123,7 @@ class UniversalSegmentor(KeepsFrozen, nn.Module):
             "instances": universal.INSTANCES,
             "sem_seg_scores": cfg.TEST.SEM_SEG_SCORES,
             **(_of_instances(cfg) if universal.INSTANCES else {}),
-            "mask_annealing": universal.MASK_ANNEALING if universal.NAME == "eomt" else (),
+            "mask_annealing": _annealing(cfg),
             "max_iter": cfg.SOLVER.MAX_ITER,
             "complete": partial(put_into_force, cfg),
         }
@@ -192,10 +192,17 @@ class UniversalSegmentor(KeepsFrozen, nn.Module):
 
 
 def _of_instances(cfg: CfgNode) -> dict[str, Any]:
+    """What is asked where things are told apart, and read there alone."""
+    universal = cfg.MODEL.UNIVERSAL
+    for key in ("OBJECT_THRESHOLD", "OVERLAP_THRESHOLD"):
+        if not 0 <= universal[key] <= 1:
+            raise D2CityscapesError(
+                f"MODEL.UNIVERSAL.{key} {universal[key]}: use a number from 0 to 1"
+            )
     return {
         "detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "object_threshold": cfg.MODEL.UNIVERSAL.OBJECT_THRESHOLD,
-        "overlap_threshold": cfg.MODEL.UNIVERSAL.OVERLAP_THRESHOLD,
+        "object_threshold": universal.OBJECT_THRESHOLD,
+        "overlap_threshold": universal.OVERLAP_THRESHOLD,
     }
 
 
@@ -206,19 +213,20 @@ def _values(node: CfgNode) -> dict[str, Any]:
     }
 
 
-def _check(cfg: CfgNode) -> None:
-    universal = cfg.MODEL.UNIVERSAL
-    for key in ("OBJECT_THRESHOLD", "OVERLAP_THRESHOLD"):
-        if not 0 <= universal[key] <= 1:
-            raise D2CityscapesError(
-                f"MODEL.UNIVERSAL.{key} {universal[key]}: use a number from 0 to 1"
-            )
-    annealing = universal.MASK_ANNEALING
-    if annealing and not (len(annealing) == 2 and 0 <= annealing[0] < annealing[1] <= 1):
+def _annealing(cfg: CfgNode) -> Sequence[float]:
+    """MODEL.UNIVERSAL.MASK_ANNEALING of an EoMT; of others, which do not read it, none."""
+    if cfg.MODEL.UNIVERSAL.NAME != "eomt":
+        return ()
+    found = cfg.MODEL.UNIVERSAL.MASK_ANNEALING
+    if found and not (len(found) == 2 and 0 <= found[0] < found[1] <= 1):
         raise D2CityscapesError(
-            f"MODEL.UNIVERSAL.MASK_ANNEALING {annealing}: use [start, end], two parts of "
+            f"MODEL.UNIVERSAL.MASK_ANNEALING {found}: use [start, end], two parts of "
             "SOLVER.MAX_ITER from 0 to 1, or []"
         )
+    return found
+
+
+def _check_pixels(cfg: CfgNode) -> None:
     if cfg.INPUT.FORMAT != "RGB":
         raise D2CityscapesError(
             f"INPUT.FORMAT {cfg.INPUT.FORMAT}: UniversalSegmentor takes RGB, as the weights of its "

@@ -143,7 +143,6 @@ def test_annealing_acts_by_iteration_and_stays_in_the_weights(eomt_cfg, batch):
         ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], "58.395"),
         ("MODEL.UNIVERSAL.NAME", "", "use mask2former or eomt"),
         ("MODEL.UNIVERSAL.OBJECT_THRESHOLD", 1.5, "from 0 to 1"),
-        ("MODEL.UNIVERSAL.MASK_ANNEALING", [0.5], "two parts"),
         ("SOLVER.CHANNELS_LAST", True, "has no backbone"),
         ("INPUT.SIZE_DIVISIBILITY", 64, "has no backbone"),
     ],
@@ -158,4 +157,11 @@ def test_there_is_nothing_to_compile(eomt_cfg, monkeypatch):
     monkeypatch.setattr(dense, "check_compiler", lambda device: None)
     eomt_cfg.MODEL.COMPILE = True
     with pytest.raises(D2CityscapesError, match="has no backbone to compile"):
+        build_model(eomt_cfg)
+
+
+@pytest.mark.parametrize("annealing", [[0.5], [0.8, 0.2], [0.0, 1.5]])
+def test_annealing_is_two_parts_of_the_training(eomt_cfg, annealing):
+    eomt_cfg.MODEL.UNIVERSAL.MASK_ANNEALING = annealing
+    with pytest.raises(D2CityscapesError, match="two parts"):
         build_model(eomt_cfg)
