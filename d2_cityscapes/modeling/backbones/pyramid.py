@@ -20,7 +20,8 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return normed.to(x.dtype)  # autocast computes it in float32 on a GPU
 
 
 class SimpleFeaturePyramid(Backbone):
