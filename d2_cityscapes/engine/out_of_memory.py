@@ -74,13 +74,14 @@ def _line(cfg: CfgNode, noted: list[str]) -> str:
 
 
 def _remedies(cfg: CfgNode) -> str:
-    solver, model = cfg.SOLVER, cfg.MODEL
+    solver, model, jitter = cfg.SOLVER, cfg.MODEL, cfg.INPUT.SCALE_JITTER.ENABLED
     fewer = "fewer SOLVER.IMS_PER_BATCH, with SOLVER.ACCUMULATE_STEPS for as large a step"
     keys = {
         "SOLVER.AMP.ENABLED True": not solver.AMP.ENABLED,
         "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING True": not model.BACKBONE.ACTIVATION_CHECKPOINTING,
         fewer: solver.IMS_PER_BATCH > 1,
-        "smaller images (INPUT.MIN_SIZE_TRAIN, INPUT.MIN_SIZE_TEST)": True,
+        "smaller crops (INPUT.SCALE_JITTER.CROP_SIZE)": jitter,
+        "smaller images (INPUT.MIN_SIZE_TRAIN, INPUT.MIN_SIZE_TEST)": not jitter,
     }
     found = ", ".join(key for key, helps in keys.items() if helps)
     return f"training needs less with {found}; train_net.py --dry-run prints the largest batch"

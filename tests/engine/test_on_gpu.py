@@ -27,9 +27,13 @@ NOT_FOR = dict.fromkeys(("stage0", "semantic"), ("FOLD_FROZEN_NORM", "WAIT_FREE"
 # Every two options meet in one of them, as does each option with each precision, and with each
 # kind of model that it is for.
 TABLE = [
-    ("stage0", "float32", "ACCUMULATE_STEPS CHANNELS_LAST EMA_DECAY CLIP_NORM PREFETCH EVALUATION"),
+    (
+        "stage0",
+        "float32",
+        "AUGMENTED ACCUMULATE_STEPS CHANNELS_LAST EMA_DECAY CLIP_NORM PREFETCH EVALUATION",
+    ),
     ("stage0", "float16", "CLIP_VALUE MAX_SKIPPED_STEPS"),
-    ("stage0", "bfloat16", "FUSED ACTIVATION_CHECKPOINTING VAL_LOSS"),
+    ("stage0", "bfloat16", "AUGMENTED FUSED ACTIVATION_CHECKPOINTING VAL_LOSS"),
     (
         "stage1",
         "float32",
@@ -39,10 +43,10 @@ TABLE = [
     (
         "stage3",
         "float16",
-        "ACCUMULATE_STEPS CHANNELS_LAST FUSED FOLD_FROZEN_NORM EMA_DECAY MAX_SKIPPED_STEPS "
-        "PREFETCH EVALUATION",
+        "AUGMENTED ACCUMULATE_STEPS CHANNELS_LAST FUSED FOLD_FROZEN_NORM EMA_DECAY "
+        "MAX_SKIPPED_STEPS PREFETCH EVALUATION",
     ),
-    ("stage4", "float32", "ACTIVATION_CHECKPOINTING CLIP_VALUE PREFETCH WAIT_FREE"),
+    ("stage4", "float32", "AUGMENTED ACTIVATION_CHECKPOINTING CLIP_VALUE PREFETCH WAIT_FREE"),
     (
         "stage4",
         "float16",
@@ -55,7 +59,7 @@ TABLE = [
         "ACCUMULATE_STEPS CHANNELS_LAST FUSED ACTIVATION_CHECKPOINTING EMA_DECAY CLIP_VALUE "
         "PREFETCH VAL_LOSS EVALUATION",
     ),
-    ("semantic", "float16", "ACTIVATION_CHECKPOINTING CLIP_NORM"),
+    ("semantic", "float16", "AUGMENTED ACTIVATION_CHECKPOINTING CLIP_NORM"),
     ("semantic", "bfloat16", "CHANNELS_LAST MAX_SKIPPED_STEPS EVALUATION"),
     ("stock", "float32", "FOLD_FROZEN_NORM ACTIVATION_CHECKPOINTING"),
 ]

@@ -93,6 +93,10 @@ OPTIONS: dict[str, list[str]] = {
     "VAL_LOSS": [
         "TEST.VAL_LOSS_PERIOD", "2", "TEST.VAL_LOSS_DATASET", "cityscapes_shards_val_select",
     ],
+    "AUGMENTED": [
+        "INPUT.COPY_PASTE.PROB", "1.0", "INPUT.COLOR_JITTER.ENABLED", "True",
+        "INPUT.SMALL_INSTANCE_WEIGHT", "3.0",
+    ],
     "WAIT_FREE": ["MODEL.WAIT_FREE", "True"],
     "EVALUATION": [
         "DATASETS.TEST", "('cityscapes_shards_val_select',)", "TEST.NUM_PICTURES", "2",
