@@ -54,22 +54,31 @@ def _rows(cfg) -> dict[tuple[str, str], float | None]:
     return {(row.task, row.metric): row.value for row in rows}
 
 
-def test_a_training_ends_with_scores_of_both(configure, tmp_path):
-    """Those without TEST.AUG are those of a training without it, and so are its weights."""
-    average = ["SOLVER.EMA_DECAY", "0.5", "SOLVER.BASE_LR", "0.05"]
-    plain = configure(SEMANTIC, *average, folder="plain")
-    train(plain)
-    expected = '[["sem_seg_TTA", "mIoU", 50.0, 50.0]]'
-    cfg = configure(SEMANTIC, *average, *AUGMENTED, "TEST.EXPECTED_RESULTS", expected)
-    results = train(cfg)
-    rows, without = _rows(cfg), _rows(plain)
-    assert {task for task, _ in rows} == {"sem_seg", "sem_seg_TTA"} == results.keys()
+AVERAGE = ["SOLVER.EMA_DECAY", "0.5", "SOLVER.BASE_LR", "0.05"]
+
+
+@pytest.mark.slow
+def test_a_training_is_the_same_with_it(configure, tmp_path):
+    """Its weights, and its scores without TEST.AUG."""
+    found = []
+    for opts, folder in (([], "plain"), (AUGMENTED, "out")):
+        cfg = configure(SEMANTIC, *AVERAGE, *opts, folder=folder)
+        train(cfg)
+        found.append(_rows(cfg))
+    without, rows = found
     assert {key: rows[key] for key in without} == without
+    ends = [torch.load(tmp_path / name / "model_final_ema.pth") for name in ("plain", "out")]
+    assert all(tensor.equal(ends[1]["model"][key]) for key, tensor in ends[0]["model"].items())
+
+
+def test_a_training_ends_with_scores_of_both(configure, tmp_path):
+    expected = '[["sem_seg_TTA", "mIoU", 50.0, 50.0]]'
+    cfg = configure(SEMANTIC, *AVERAGE, *AUGMENTED, "TEST.EXPECTED_RESULTS", expected)
+    results, rows = train(cfg), _rows(cfg)
+    assert {task for task, _ in rows} == {"sem_seg", "sem_seg_TTA"} == results.keys()
     assert {m for t, m in rows if t == "sem_seg_TTA"} == {m for t, m in rows if t == "sem_seg"}
     assert rows["sem_seg_TTA", "mIoU"] == results["sem_seg_TTA"]["mIoU"]
     assert rows["sem_seg_TTA", "mIoU"] != rows["sem_seg", "mIoU"]
-    ends = [torch.load(tmp_path / name / "model_final_ema.pth") for name in ("plain", "out")]
-    assert all(tensor.equal(ends[1]["model"][key]) for key, tensor in ends[0]["model"].items())
     logged = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").open()]
     assert logged[-1]["sem_seg_TTA/mIoU"] == pytest.approx(rows["sem_seg_TTA", "mIoU"])
     assert len(list((tmp_path / "out/TTA/pictures/cityscapes_shards_val_1").iterdir())) == 1
