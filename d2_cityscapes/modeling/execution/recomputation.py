@@ -40,7 +40,9 @@ def checkpoint_stages(model: nn.Module) -> int:
         D2CityscapesError: there are none.
     """
     backbone = getattr(model, "backbone", nn.Module())
-    tells = [module for module in model.modules() if hasattr(module, "stages_to_checkpoint")]
+    tells: list[Any] = [
+        module for module in model.modules() if hasattr(module, "stages_to_checkpoint")
+    ]
     stages = [stage for module in tells for stage in module.stages_to_checkpoint()]
     stages = stages or [module for module in backbone.modules() if _is_stage(module)]
     if not stages:
