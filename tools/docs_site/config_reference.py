@@ -11,7 +11,7 @@ from typing import NamedTuple
 __all__ = ["Entry", "config_reference", "read_entries"]
 
 _FUNCTION = "add_d2_cityscapes_config"
-_NODE = "CN()"
+_NODE = "CN("  # a section, of keys that are known or not
 # lists, at most three in one another; keys; quoted names; files
 _CODE = re.compile(
     r"""\[(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*\]
@@ -93,7 +93,7 @@ def read_entries(code: str) -> list[Entry]:
 def _assignments(function: ast.FunctionDef) -> Iterator[tuple[int, tuple[str, str]]]:
     """Line number -> key and default of every `cfg.SECTION.KEY = default`, sections left out."""
     for node in function.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.value) != _NODE:
+        if isinstance(node, ast.Assign) and not ast.unparse(node.value).startswith(_NODE):
             value = node.value
             if isinstance(value, ast.Call):  # cfg.SECTION.get("KEY", default)
                 value = value.args[1]
