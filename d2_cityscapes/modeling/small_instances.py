@@ -100,5 +100,5 @@ def weigh_small_instances(model: nn.Module) -> None:
             )
     if not semantic and not masks:
         raise D2CityscapesError(
-            f"{key}: {name} has neither a semantic nor a mask loss to weigh: set it to 1.0"
+            f"{key}: {name} has neither a semantic nor a mask loss that has weights: set it to 1.0"
         )

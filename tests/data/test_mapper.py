@@ -246,3 +246,13 @@ def test_small_instances_have_weights(array_source, tmp_path):
 def test_weights_of_small_instances_are_above_0(weight, area):
     with pytest.raises(D2CityscapesError, match=r"SMALL_INSTANCE_WEIGHT .*use a weight above 0"):
         _mapper(small_instance_weight=weight, small_instance_area=area)
+
+
+def test_the_weight_of_small_instances_is_a_key(dicts):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = "SeamlessPanoptic", True
+    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    cfg.INPUT.SMALL_INSTANCE_WEIGHT, cfg.INPUT.SMALL_INSTANCE_AREA = 3.0, 10**6
+    outs = [CityscapesShardMapper(cfg, True)(d) for d in dicts]
+    assert {3.0} == {w for x in outs for w in x["instances"].gt_weights.tolist()}
+    assert {*torch.cat([x["sem_seg_weights"].unique() for x in outs]).tolist()} == {1.0, 3.0}

@@ -52,7 +52,8 @@ def test_each_switch_on_changes_the_weights(family, tmp_path):
         assert not same(weights(family, opts, tmp_path / name, 3), plain), name
 
 
-@pytest.mark.parametrize("family", ["semantic", pytest.param("stage4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["semantic", "stage3", "stage4"])
 def test_all_of_it_resumes_bit_for_bit(family, tmp_path):
     """Four steps in one go, and two and two."""
     from detectron2.utils.env import seed_all_rng

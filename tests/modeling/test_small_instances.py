@@ -155,7 +155,7 @@ def test_weights_reach_the_mask_head_of_a_model(tiny_cfg, batch):
     [
         (["MODEL.META_ARCHITECTURE", "SemanticSegmentor"], "SemanticSegmentor with SemSegFPNHead"),
         (["MODEL.ROI_MASK_HEAD.NAME", "SoftmaxMaskRCNNHead"], "SoftmaxMaskRCNNHead has no weights"),
-        (["MODEL.MASK_ON", False], "has neither a semantic nor a mask loss to weigh"),
+        (["MODEL.MASK_ON", False], "has neither a semantic nor a mask loss that has"),
     ],
 )
 def test_what_would_not_look_at_weights_is_refused(tiny_cfg, opts, message):

@@ -150,7 +150,7 @@ def test_everything_agrees_on_500_draws(dicts):
     ],
 )  # fmt: skip
 def test_each_agrees(dicts, opts):
-    for sample in drawn(dicts, opts, 25):
+    for sample in drawn(dicts, opts, 15):
         check_targets(sample)
         check_picture(sample)
 
@@ -158,7 +158,7 @@ def test_each_agrees(dicts, opts):
 def test_without_a_resize_every_pixel_agrees(dicts):
     """At the size of the records, with crops, flips and pastes."""
     opts = [*EVERYTHING, "INPUT.SCALE_JITTER.RANGE", [1.0, 1.0], "INPUT.MIN_SIZE_TRAIN", (0,)]
-    for sample in drawn(dicts, opts, 100):
+    for sample in drawn(dicts, opts, 50):
         check_targets(sample)
         check_picture(sample, reach=0)
 
