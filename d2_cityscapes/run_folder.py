@@ -11,6 +11,7 @@ __all__ = [
     "EVALUATION_CONFIG",
     "FINAL",
     "FINAL_AVERAGE",
+    "FOLDS",
     "LAST_CHECKPOINT",
     "METRICS",
     "PICTURES",
@@ -29,6 +30,8 @@ LAST_CHECKPOINT = "last_checkpoint"
 FINAL_AVERAGE = "model_final_ema.pth"
 RESULTS = "results.json"
 PICTURES = "pictures"
+# Of a run of several folds, above them: how the partitions were dealt, and the table.
+FOLDS = "folds.json"
 # Pictures and submissions of an evaluation with TEST.AUG.
 AUGMENTED_FOLDER = "TTA"
 # Of an evaluation alone: its config, by which its folder is told from that of a training.

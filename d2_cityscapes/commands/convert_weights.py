@@ -8,6 +8,7 @@ examples:
       --output stage0/backbone.pth
   d2c convert coco-to-cityscapes --input model_final_f10217.pkl
       --output coco_cityscapes.pth --rider random
+  d2c convert vistas-to-cityscapes --input stage0/model_final.pth --output begin.pth
   d2c convert seamseg --input seamseg.tar --output seamless.pth
   d2c convert mask2former --input model_final.pkl --output mask2former.pth
   d2c convert to-detectron2 --input stage3/model_final.pth --output stock
@@ -41,6 +42,17 @@ Takes a Faster or Mask R-CNN of Detectron2's model zoo (.pkl) or of an own train
 the 7 shared classes and of background are kept; all other layers, class-agnostic ones among them,
 stay as they are. COCO has no rider; its rows become, by --rider:
 """
+CLASSES = """\
+Weights for the classes of {name} -> those of Cityscapes.
+
+Takes what this package has trained on {name}: RoI heads, semantic heads, mask transformers. A class
+of Cityscapes gets the rows of the class that means the same; it is said which begin at random:
+{how}. Everything else stays as it is.
+"""
+VISTAS = CLASSES.format(
+    name="Mapillary Vistas", how="train among things, as it has no instances there"
+)
+IDD = CLASSES.format(name="the Indian Driving Dataset", how="train and terrain")
 SEAMSEG = """\
 Weights of mapillary/seamseg (Seamless Scene Segmentation) -> SeamlessPanoptic.
 
@@ -73,6 +85,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     texts = {
         "torchvision-deeplab": TORCHVISION,
         "coco-to-cityscapes": f"{COCO}\n{riders}\n",
+        "vistas-to-cityscapes": VISTAS,
+        "idd-to-cityscapes": IDD,
         "seamseg": SEAMSEG,
         "mask2former": MASK2FORMER,
         "to-detectron2": STOCK,
@@ -92,7 +106,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--output", type=Path, required=True, metavar=out, help="to write")
     coco = parsers["coco-to-cityscapes"]
     coco.add_argument("--rider", choices=RIDERS, default="random", help="rows of class rider")
-    coco.add_argument("--seed", type=int, default=0, help="of its random numbers")
+    for kind in ("coco-to-cityscapes", "vistas-to-cityscapes", "idd-to-cityscapes"):
+        parsers[kind].add_argument("--seed", type=int, default=0, help="of its random numbers")
     parsers["to-detectron2"].add_argument(
         "--config-file", type=Path, metavar="FILE", help="by default config.yaml beside --input"
     )

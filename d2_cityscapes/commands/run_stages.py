@@ -8,6 +8,12 @@ The output folder receives
   loss_curves.png, report.html
 A stage 0 that is a DeepLabv3 hands on its backbone, as stage0/backbone.pth.
 
+With --folds K the partitions of the training split are dealt to K folds, and the stages run once a
+fold, in fold1/, fold2/ ...: all of them train on the other folds, fit their anchors to these, and
+are tested on the fold. In the end there are
+  folds.md, .json       of each metric mean, standard deviation and values of the folds
+  loss_curves.png, report.html
+
 Safe to interrupt or kill at any moment: the same command skips finished stages and resumes the one
 that was interrupted; with SEED set, the weights are those of a run without the stop. A stage that
 has begun refuses other settings than it began with.
@@ -17,6 +23,7 @@ examples:
   d2c stages --output-dir output --stages 0 1 2 3 4
   d2c stages --output-dir output --stages 2 3 SOLVER.IMS_PER_BATCH 2
   d2c stages --output-dir output --stages 1 2 3 MODEL.WEIGHTS backbone.pth
+  d2c stages --output-dir output_folds --folds 4 SEED 1
 """
 
 from __future__ import annotations
@@ -25,10 +32,14 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from d2_cityscapes import register_components
 from d2_cityscapes.commands.cli import HelpFormatter, from_scratch
 from d2_cityscapes.shipped import CONFIGS, find_config
+
+if TYPE_CHECKING:
+    from d2_cityscapes.stages.run import Stage
 
 __all__ = ["main"]
 
@@ -49,6 +60,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=find_config,
         default=CONFIGS,
         help="folder with stage0.yaml, stage1.yaml, ...",
+    )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="cross-validation: the stages once for each of K parts of the training split",
     )
     parser.add_argument(
         "--from-scratch",
@@ -72,23 +89,64 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     args = parse_args(argv)
     register_components()
-    from d2_cityscapes.files import check_folder, write_atomically
-    from d2_cityscapes.report.curves import draw_loss_curves
-    from d2_cityscapes.report.run import find_runs, write_report
-    from d2_cityscapes.report.stage_table import write_stage_tables
-    from d2_cityscapes.stages.run import plan_stages, run_stages, stage_results, summary
+    from d2_cityscapes.files import check_folder
+    from d2_cityscapes.stages.folds import check_kind
+    from d2_cityscapes.stages.run import plan_stages
 
     check_folder(args.output_dir)
+    check_kind(args.output_dir, args.folds)
+    if args.folds is not None:
+        _run_folds(args)
+        return
     plan = plan_stages(
         args.output_dir, config_dir=args.config_dir, stages=args.stages, opts=args.opts
     )
+    _run(args.output_dir, plan)
+
+
+def _run(folder: Path, plan: Sequence[Stage]) -> None:
+    """The stages of a plan, and what a run leaves beside them."""
+    from d2_cityscapes.files import write_atomically
+    from d2_cityscapes.report.stage_table import write_stage_tables
+    from d2_cityscapes.stages.run import run_stages, stage_results, summary
+
     run_stages(plan)
-    write_atomically(args.output_dir / "results.json", [plan[-1].results.read_bytes()])
-    curves = {run.name: run.metrics for run in find_runs(args.output_dir) if run.metrics.is_file()}
-    draw_loss_curves(curves, args.output_dir / "loss_curves.png")
-    tables = write_stage_tables(stage_results(plan), args.output_dir / "table5")
-    report = write_report(args.output_dir)
+    write_atomically(folder / "results.json", [plan[-1].results.read_bytes()])
+    tables = write_stage_tables(stage_results(plan), folder / "table5")
+    report = _draw(folder)
     print(*(f"\n{table.text()}" for table in tables), "", *summary(plan), sep="\n")
-    print(f"tables:   {args.output_dir / 'table5.md'}")
+    print(f"tables:   {folder / 'table5.md'}")
     print(f"pictures: {plan[-1].output_dir / 'pictures'}")
-    print(f"report:   {report}")
+    print(f"report:   {report}", flush=True)
+
+
+def _run_folds(args: argparse.Namespace) -> None:
+    from d2_cityscapes.report.fold_table import make_fold_table, write_fold_table
+    from d2_cityscapes.run_folder import FOLDS
+    from d2_cityscapes.stages.folds import plan_folds
+
+    folder = args.output_dir
+    folds = plan_folds(
+        folder, args.folds, config_dir=args.config_dir, stages=args.stages, opts=args.opts
+    )
+    folds.begin(folder)
+    for number, (plan, images) in enumerate(zip(folds.plans, folds.images, strict=True), 1):
+        name = f"fold {number} of {args.folds}"
+        print(f"\n{name}: tested on {images} pictures of {folds.dataset}", flush=True)
+        _run(folder / f"fold{number}", plan)
+    table = make_fold_table(folds.dataset, folds.images, folds.results())
+    write_fold_table(table, folds.record(), folder / FOLDS)
+    report = _draw(folder)
+    print(
+        f"\n{table.text()}\n", f"table:    {folder / 'folds.md'}", f"report:   {report}", sep="\n"
+    )
+
+
+def _draw(folder: Path) -> Path:
+    """Loss curves and the page of a folder of stages or folds."""
+    from d2_cityscapes.report.curves import draw_loss_curves
+    from d2_cityscapes.report.run import find_runs, write_report
+
+    curves = {run.name: run.metrics for run in find_runs(folder) if run.metrics.is_file()}
+    draw_loss_curves(curves, folder / "loss_curves.png")
+    return write_report(folder)

@@ -16,6 +16,7 @@ __all__ = [
     "ConversionError",
     "coco_to_cityscapes",
     "convert_file",
+    "map_classes",
     "mask2former_to_universal",
     "seamseg_to_detectron2",
     "torchvision_to_detectron2",
@@ -25,6 +26,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "coco_to_cityscapes": "d2_cityscapes.convert.coco",
+        "map_classes": "d2_cityscapes.convert.classes",
         "mask2former_to_universal": "d2_cityscapes.convert.mask2former",
         "seamseg_to_detectron2": "d2_cityscapes.convert.seamseg",
         "torchvision_to_detectron2": "d2_cityscapes.convert.torchvision_resnet",
@@ -42,7 +44,8 @@ def convert_file(
         kind: one of `CONVERSIONS`.
         input: the file to read; it stays as it is.
         output: the file to write, or for "to-detectron2" the folder.
-        options: "coco-to-cityscapes": rider, seed. "to-detectron2": config_file.
+        options: "coco-to-cityscapes": rider, seed. "vistas-to-cityscapes", "idd-to-cityscapes":
+            seed. "to-detectron2": config_file.
 
     Returns:
         Lines that say what was converted, what was left behind, and what to know about it.

@@ -10,6 +10,8 @@ __all__ = ["CONVERSIONS", "RIDERS", "ConversionError"]
 CONVERSIONS = {
     "torchvision-deeplab": ("torchvision_resnet", "convert_torchvision_file"),
     "coco-to-cityscapes": ("coco", "convert_coco_file"),
+    "vistas-to-cityscapes": ("classes", "convert_vistas_file"),
+    "idd-to-cityscapes": ("classes", "convert_idd_file"),
     "seamseg": ("seamseg", "convert_seamseg_file"),
     "mask2former": ("mask2former", "convert_mask2former_file"),
     "to-detectron2": ("stock", "convert_to_stock"),  # the only one that needs Detectron2

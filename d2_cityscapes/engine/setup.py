@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog
 
 from d2_cityscapes.config import get_cfg
 from d2_cityscapes.config_files import config_files
+from d2_cityscapes.data.folds import register_folds
 from d2_cityscapes.data.register import has_truth, not_registered
 from d2_cityscapes.data.shard_folders import register_shard_folders
 from d2_cityscapes.data.training_set import training_images
@@ -104,6 +105,7 @@ def load_config(
         raise ConfigError(f"overrides are KEY VALUE pairs; {opts[-1]!r} has no value")
     _merge(cfg, "command line", lambda: cfg.merge_from_list(opts))
     _expand_paths(cfg)
+    register_folds([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, cfg.TEST.VAL_LOSS_DATASET])
     if train:
         _settle_lengths(cfg, opts[::2])
     _settle_device(cfg)

@@ -2,7 +2,8 @@
 
 A *class record* has "table", the name and "hash" of the label table, "things", the names of the
 thing classes by thing id, and "classes", those of all classes by train id. Weights from elsewhere
-may have less: what is not there is not known.
+may have less: what is not there is not known. Converted ones may have "mapped" as well, lines that
+say which rows came from which class.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 from d2_cityscapes.labels.table import LabelTable
 
-__all__ = ["CLASSES", "KINDS", "class_differences", "class_record"]
+__all__ = ["CLASSES", "KINDS", "MAPPED", "class_differences", "class_record", "mapped_lines"]
 
 CLASSES = "label_table"  # the key beside "model"
+MAPPED = "mapped"  # a key of the record
 # Kind of names -> what predicts them.
 KINDS = {"things": "instances", "classes": "semantics"}
 _SHOWN = 6  # names on either side of the first that differs
@@ -51,6 +53,12 @@ def class_differences(record: Any, table: LabelTable) -> dict[str, str]:
                 f"the data has those of {table.name} ({_part(new, old)})"
             )
     return found
+
+
+def mapped_lines(record: Any) -> list[str]:
+    """What a record says of rows that were taken from other classes; of any other thing nothing."""
+    lines = record.get(MAPPED) if isinstance(record, Mapping) else None
+    return [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
 
 
 def _part(names: Sequence[str], others: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a training run, or about the stages of a whole recipe."""
+"""One self-contained HTML page about a training run, the stages of a recipe, or folds of these."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from d2_cityscapes.files import check_outputs, write_atomically
 from d2_cityscapes.labels import CITYSCAPES, LabelTable
 from d2_cityscapes.png import picture_errors
 from d2_cityscapes.report.curves import loss_curves_png
+from d2_cityscapes.report.fold_table import WORDS, FoldTable, read_fold_table
 from d2_cityscapes.report.page import (
     escaped,
     facts_html,
@@ -24,7 +25,7 @@ from d2_cityscapes.report.page import (
     table_html,
 )
 from d2_cityscapes.report.stage_table import make_stage_tables
-from d2_cityscapes.run_folder import CONFIG, METRICS, PICTURES, RESULTS
+from d2_cityscapes.run_folder import CONFIG, FOLDS, METRICS, PICTURES, RESULTS
 
 __all__ = ["Run", "find_runs", "write_report"]
 
@@ -69,7 +70,8 @@ class Run:
 
 
 def find_runs(folder: str | Path) -> list[Run]:
-    """The stages of a run_stages folder in order, or the one run that a folder is.
+    """The stages of a run_stages folder in order, the last one of each fold, or the one run that a
+    folder is.
 
     Raises:
         D2CityscapesError: it is neither.
@@ -80,6 +82,12 @@ def find_runs(folder: str | Path) -> list[Run]:
     stages = [Run(p.name, p) for p in sorted(folder.glob("stage*")) if _is_run(p)]
     if stages:
         return stages
+    if (folder / FOLDS).is_file():
+        folds = sorted(folder.glob("fold*/"), key=lambda p: (len(p.name), p.name))
+        last = [
+            (fold.name, [p for p in sorted(fold.glob("stage*")) if _is_run(p)]) for fold in folds
+        ]
+        return [Run(name, stages[-1]) for name, stages in last if stages]
     if not _is_run(folder):
         raise D2CityscapesError(
             f"{folder}: neither the output of d2c train ({', '.join(_MARKS)}) nor that of "
@@ -108,16 +116,26 @@ def write_report(
     runs = find_runs(folder)
     output = folder / "report.html" if output is None else Path(output)
     check_outputs([output], _all_but_pages(folder))
+    title = folder.resolve().name
+    if (folder / FOLDS).is_file():
+        scores = _folds(read_fold_table(folder / FOLDS))
+        parts = [*scores, _pictures(runs, table), _curves(runs)]
+    else:
+        parts = _stages(folder, runs, table)
+    parts = [f"<h1>{escaped(title)}</h1>", *parts]
+    write_atomically(output, [page_html(title, parts, style=_STYLE).encode()])
+    return output
+
+
+def _stages(folder: Path, runs: Sequence[Run], table: LabelTable) -> list[str]:
+    """The page of a training, or of the stages of a recipe."""
     results = {run.name: run.results() for run in runs}
     final = Run("final", folder)
     if runs[0].folder != folder and final.results()[0]:
         results[final.name] = final.results()
     scored = [name for name, (rows, _) in results.items() if rows]
     rows, about = results[scored[-1]] if scored else ([], {})
-
-    title = folder.resolve().name
-    parts = [
-        f"<h1>{escaped(title)}</h1>",
+    return [
         _headlines(rows),
         _pictures(runs, table),
         _stage_tables({run.name: results[run.name][0] for run in runs}),
@@ -126,8 +144,27 @@ def write_report(
         _curves(runs),
         _provenance(about),
     ]
-    write_atomically(output, [page_html(title, parts, style=_STYLE).encode()])
-    return output
+
+
+def _folds(table: FoldTable) -> list[str]:
+    """Mean and spread of each metric: of the last stage on cards, of all in tables."""
+    parts = [f"<p>{escaped(f'{table.title}. {table.note}')}</p>"]
+    if not table.rows:
+        return [*parts, "<p>Not all folds are done.</p>"]
+    last = table.stages[-1]
+    cards = [
+        f'<div class="card"><b>{percent_text(row.mean)} ± {percent_text(row.sd)}</b>'
+        f"{escaped(f'{row.task} {row.metric}')}<br>"
+        f"<small>{escaped(row.protocol)}, {len(row.known)} folds</small></div>"
+        for row in table.rows
+        if row.stage == last and row.metric in _HEADLINES
+    ]
+    parts.append(f'<div class="cards">{"".join(cards)}</div>')
+    for stage in reversed(table.stages):
+        for by_class, title in ((False, stage), (True, f"{stage}, by class")):
+            if lines := table.cells(stage, by_class=by_class):
+                parts.append(f"<h2>{escaped(title)}</h2>" + table_html(table.head, lines, WORDS))
+    return parts
 
 
 def _all_but_pages(folder: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 from d2_cityscapes.evaluation.instances.coco import BOX_SIZE_PROTOCOL, PROTOCOL
 from d2_cityscapes.evaluation.results import ResultRow, percent_text
 from d2_cityscapes.files import write_atomically, write_json
+from d2_cityscapes.report.text_table import aligned, markdown_table
 
 __all__ = ["StageTable", "make_stage_tables", "write_stage_tables"]
 
@@ -66,23 +67,13 @@ class StageTable:
 
     def text(self) -> str:
         """Aligned columns for a terminal."""
-        rows = [list(self.head), *self.cells()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(self.head))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([self.title, *self.notes, lines[0], rule, *lines[1:]])
+        head, *lines = aligned([list(self.head), *self.cells()], words=1)
+        rule = "-" * max(map(len, (head, *lines)))
+        return "\n".join([self.title, *self.notes, head, rule, *lines])
 
     def markdown(self) -> str:
         """A heading, the table, and the notes below it."""
-        alignment = ["---", *["---:"] * (len(self.head) - 1)]
-        rows = [list(self.head), alignment, *self.cells()]
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        table = markdown_table(self.head, self.cells(), words=1)
         return "\n\n".join([f"## {self.title}", table, *self.notes])
 
     def document(self) -> dict[str, Any]:

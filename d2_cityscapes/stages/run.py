@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from d2_cityscapes.config_files import config_files
-from d2_cityscapes.convert import convert_file
 from d2_cityscapes.engine.checkpoints.averaging import final_weights
 from d2_cityscapes.engine.checkpoints.fetching import fetch_weights
 from d2_cityscapes.engine.checks.config import check_config
@@ -19,7 +18,7 @@ from d2_cityscapes.evaluation.expected import ExpectationError, check_expected
 from d2_cityscapes.evaluation.results import ResultRow, ResultsError, percent_text, read_results
 from d2_cityscapes.files import check_not_read, file_sha256, lock_folder, remove_temporaries
 from d2_cityscapes.modeling.anchors.generator import fit_anchors
-from d2_cityscapes.modeling.backbones.weights import begins_with_timm, uses_timm
+from d2_cityscapes.modeling.backbones.weights import begins_with_timm
 from d2_cityscapes.run_folder import (
     FINAL,
     FINAL_AVERAGE,
@@ -32,13 +31,14 @@ from d2_cityscapes.stages.changes import (
     check_settings,
     write_first_weights,
 )
+from d2_cityscapes.stages.handover import Handover, find_handover
 from d2_cityscapes.stages.process import train_in_fresh_process
 from d2_cityscapes.stages.progress import StageProgress
 
 __all__ = ["STAGES", "Stage", "StageError", "plan_stages", "run_stages", "stage_results", "summary"]
 
 STAGES = (0, 1, 2, 3, 4)  # 4, the panoptic one, is not in the paper
-_ANCHORS_KEY = "MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE"
+ANCHORS_KEY = "MODEL.ANCHOR_GENERATOR.KMEANS.SOURCE"
 # What a run writes beside its stages.
 _OF_ALL_STAGES = (
     "anchors.json",
@@ -49,7 +49,6 @@ _OF_ALL_STAGES = (
     "table5.json",
     "table5.md",
 )
-_DEEPLAB = "DeepLabV3Segmentor"  # in torchvision's names, unless its encoder is timm's
 # The numbers of a stage's line in the summary.
 _HEADLINES = (
     ("panoptic_seg", "PQ"),
@@ -76,8 +75,8 @@ class Stage:
         config_file: its YAML file.
         opts: KEY VALUE overrides: the caller's, then OUTPUT_DIR, MODEL.WEIGHTS and the anchors.
         cfg: the two together.
-        deeplab: final weights of the DeepLabv3 whose backbone, converted, is MODEL.WEIGHTS; None
-            for other weights.
+        handover: how MODEL.WEIGHTS is made of the final weights of the stage before; None where it
+            is these, or others.
         anchors: the file of its anchors, if the stages share them.
         fits_anchors: it is the first of them, so that the anchors are fitted to its training set.
     """
@@ -86,7 +85,7 @@ class Stage:
     config_file: Path
     opts: tuple[str, ...]
     cfg: CfgNode
-    deeplab: Path | None = None
+    handover: Handover | None = None
     anchors: Path | None = None
     fits_anchors: bool = False
 
@@ -120,6 +119,7 @@ def plan_stages(
     config_dir: str | Path,
     stages: Sequence[int] = STAGES[:4],
     opts: Sequence[str] = (),
+    adapt: Callable[[CfgNode], Sequence[str]] = lambda _: (),
 ) -> list[Stage]:
     """Check every stage before the first one starts.
 
@@ -131,6 +131,7 @@ def plan_stages(
         config_dir: folder with stage0.yaml, stage1.yaml, ...
         stages: numbers, in any order.
         opts: KEY VALUE overrides for every stage.
+        adapt: more of them for one stage, by the config that it would have without.
 
     Raises:
         D2CityscapesError: unknown stage or key, missing dataset or weights, a stage that began with
@@ -141,7 +142,7 @@ def plan_stages(
     for number in sorted(set(stages)):
         if number not in STAGES:
             raise StageError(f"stage {number}: there are {', '.join(map(str, STAGES))}")
-        stage = _plan_stage(number, plan, output_dir, config_dir, tuple(opts))
+        stage = _plan_stage(number, plan, output_dir, config_dir, tuple(opts), adapt)
         cfg = stage.cfg
         if cfg.MODEL.FREEZE.MODULES and not (cfg.MODEL.WEIGHTS or begins_with_timm(cfg)):
             raise StageError(
@@ -190,30 +191,34 @@ def summary(plan: Sequence[Stage]) -> list[str]:
 
 
 def _plan_stage(
-    number: int, plan: Sequence[Stage], output_dir: Path, config_dir: Path, opts: tuple[str, ...]
+    number: int,
+    plan: Sequence[Stage],
+    output_dir: Path,
+    config_dir: Path,
+    opts: tuple[str, ...],
+    adapt: Callable[[CfgNode], Sequence[str]],
 ) -> Stage:
     own = ["OUTPUT_DIR", str(output_dir / f"stage{number}")]
     config_file = config_dir / f"stage{number}.yaml"
     cfg = load_config(config_file, [*opts, *own])
+    own += adapt(cfg)
     file_before = config_dir / f"stage{number - 1}.yaml"
     before = load_config(file_before, opts, train=False) if file_before.is_file() else None
 
     found = _trained(output_dir / f"stage{number - 1}")
     if plan and plan[-1].number == number - 1:
         found = [plan[-1].final_weights]
-    deeplab = None
+    handover = find_handover(before, cfg, found[0]) if found and before is not None else None
     if found:
-        weights = found[0]
-        if before is not None and _is_torchvisions(before) and not _is_torchvisions(cfg):
-            deeplab, weights = weights, weights.with_name("backbone.pth")
-        own += ["MODEL.WEIGHTS", str(weights)]
+        own += ["MODEL.WEIGHTS", str(handover.output if handover else found[0])]
 
     anchors = output_dir / "anchors.json" if _shares_anchors(cfg) else None
     if anchors:
-        own += [_ANCHORS_KEY, str(anchors)]
+        own += [ANCHORS_KEY, str(anchors)]
     first = before is None or not _shares_anchors(before)
     cfg = load_config(config_file, [*opts, *own])
-    return Stage(number, config_file, (*opts, *own), cfg, deeplab, anchors, bool(anchors and first))
+    fits = bool(anchors and first)
+    return Stage(number, config_file, (*opts, *own), cfg, handover, anchors, fits)
 
 
 def _check_files(output_dir: Path, plan: Sequence[Stage], given: int) -> None:
@@ -277,8 +282,8 @@ def _prepare(stage: Stage) -> None:
     remove_temporaries(stage.output_dir, ["*"])
     if fresh:
         fetch_weights(weights)  # before a process is started that needs them
-    if stage.deeplab and (fresh or not Path(weights).is_file()):
-        print(*convert_file("torchvision-deeplab", stage.deeplab, weights), sep="\n", flush=True)
+    if stage.handover and (fresh or not Path(weights).is_file()):
+        print(*stage.handover.make(), sep="\n", flush=True)
     if stage.anchors and (not stage.anchors.is_file() or (fresh and stage.fits_anchors)):
         fit_anchors(stage.cfg, stage.anchors)
     if fresh:
@@ -320,10 +325,6 @@ def _is_scored(folder: Path) -> bool:
     except ResultsError:
         return False
     return about.get("weights_sha256") in [file_sha256(path) for path in _trained(folder)]
-
-
-def _is_torchvisions(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == _DEEPLAB and not uses_timm(cfg)
 
 
 def _shares_anchors(cfg: CfgNode) -> bool:

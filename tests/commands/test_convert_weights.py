@@ -44,6 +44,8 @@ def test_help(call):
     [
         ("torchvision-deeplab", ["DeepLabV3Segmentor", "STRIDE_IN_1X1"]),
         ("coco-to-cityscapes", ["--rider", "--seed", "blob_stats", "model zoo"]),
+        ("vistas-to-cityscapes", ["--seed", "Mapillary Vistas", "train among things"]),
+        ("idd-to-cityscapes", ["--seed", "Indian Driving Dataset", "terrain"]),
         ("seamseg", ["SeamlessPanoptic", "mapillary/seamseg"]),
         ("mask2former", ["UniversalSegmentor", "facebookresearch/Mask2Former", "model zoo"]),
         ("to-detectron2", ["--config-file", "DefaultPredictor", "DIR"]),

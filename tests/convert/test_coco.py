@@ -181,11 +181,11 @@ def test_rider_as_a_copy_of_person(coco):
         ),
         (
             lambda w: w.update({f"{PREDICTOR}cls_score.weight": torch.zeros(9, 256)}),
-            r"cls_score.weight is \(9, 256\), but a COCO model of Detectron2 has 81 rows",
+            r"cls_score.weight is \(9, 256\), but for 80 classes it has 81 rows",
         ),
         (
             lambda w: w.update({f"{PREDICTOR}bbox_pred.bias": torch.zeros(364)}),
-            r"bbox_pred.bias is \(364,\), but a COCO model of Detectron2 has 320 rows",
+            r"bbox_pred.bias is \(364,\), but for 80 classes it has 320 rows",
         ),
         (lambda w: w.update({f"{MASK}bias": torch.tensor(1.0)}), r"predictor.bias is \(\), but"),
         (lambda w: w.clear(), "not a Faster or Mask R-CNN"),

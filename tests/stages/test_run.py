@@ -206,7 +206,7 @@ def test_a_deeplab_over_a_network_of_timm_is_handed_on_as_it_is(deeplab_dir, tmp
     opts = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet18"]
     config_dir, opts = deeplab_dir, [*tiny_opts, *opts]
     (stage,) = plan_stages(tmp_path / "out", config_dir=config_dir, stages=[1], opts=opts)
-    assert stage.deeplab is None
+    assert stage.handover is None
     assert str(tmp_path / "out" / "stage0" / "model_final.pth") == stage.cfg.MODEL.WEIGHTS
 
 

@@ -23,7 +23,7 @@ from d2_cityscapes.engine.checkpoints.saving import (
     tag_checkpoint,
 )
 from d2_cityscapes.labels import LabelTable
-from d2_cityscapes.labels.record import CLASSES, class_record
+from d2_cityscapes.labels.record import CLASSES, class_record, mapped_lines
 from d2_cityscapes.modeling.universal.hub import hub_classes, hub_config, hub_weights, is_hub
 from d2_cityscapes.modeling.universal.segmentor import UniversalSegmentor
 from d2_cityscapes.run_folder import LAST_CHECKPOINT
@@ -198,6 +198,8 @@ class Checkpointer(DetectionCheckpointer):
             state[name].copy_(tensor)
         report = make_report(state, excluded, incompatible)
         self._log(report)
+        for line in mapped_lines(checkpoint.get(CLASSES)):
+            logger.info("%s: %s", self._path, line)
         demands.check_report(report, differences)
         return incompatible
 

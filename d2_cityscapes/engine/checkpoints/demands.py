@@ -18,6 +18,7 @@ from d2_cityscapes.engine.checkpoints.load_report import LoadReport
 from d2_cityscapes.errors import nearest
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.labels.record import CLASSES, class_differences
+from d2_cityscapes.labels.rows import class_rows
 from d2_cityscapes.modeling.anchors.clustering import AnchorError
 from d2_cityscapes.modeling.anchors.generator import KMeansAnchorGenerator
 from d2_cityscapes.modeling.anchors.record import (
@@ -228,18 +229,6 @@ def _class_rows(
     """
     if table is None:
         return []
-    things, classes = len(table.things), len(table.classes)
-    semantic = ("sem_seg_head.predictor.*", "classifier.*", "aux_classifier.*")
-    rows: dict[str, tuple[int, ...]] = dict.fromkeys(semantic, (classes, classes + 1))  # void
-    rows["network.class_predictor.*"] = (classes + 1,)  # of UniversalSegmentor: no object
-    if kind == "things":
-        rows = {
-            "roi_heads.box_predictor*.cls_score.*": (things + 1,),  # background
-            "roi_heads.box_predictor*.bbox_pred.*": (4 * things,),
-            "roi_heads.mask_head.predictor.*": (things,),
-        }
-    return [
-        name
-        for name in names
-        if any(fnmatch.fnmatch(name, p) and len(state[name]) in rows[p] for p in rows)
-    ]
+    count = len(table.things if kind == "things" else table.classes)
+    found = {name for name, rows in class_rows(state, kind) if rows.fits(state[name], count)}
+    return [name for name in names if name in found]

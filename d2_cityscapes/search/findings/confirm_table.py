@@ -11,11 +11,11 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
+from d2_cityscapes.report.text_table import aligned
 from d2_cityscapes.search.findings.importance import finished_trials
 
 __all__ = [
     "ConfirmedTrial",
-    "aligned",
     "by_mean",
     "confirm_cells",
     "confirm_table",
@@ -72,18 +72,6 @@ def confirm_table(rows: Sequence[ConfirmedTrial], *, maximize: bool = True) -> s
     """
     head, cells = confirm_cells(rows, maximize=maximize)
     return "\n".join([*aligned([head, *cells]), confirm_verdict(rows, maximize=maximize)])
-
-
-def aligned(lines: Sequence[Sequence[str]], *, words: int = 0) -> list[str]:
-    """A table as text: the first ``words`` columns begin below each other, the others end so."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
 
 
 def confirm_cells(

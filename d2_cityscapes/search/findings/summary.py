@@ -14,7 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from d2_cityscapes.search.findings.confirm_table import aligned, top_trials
+from d2_cityscapes.report.text_table import aligned
+from d2_cityscapes.search.findings.confirm_table import top_trials
 from d2_cityscapes.search.findings.importance import (
     LEVEL,
     MIN_TRIALS,

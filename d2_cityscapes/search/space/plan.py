@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from d2_cityscapes.config import leaves, plain
+from d2_cityscapes.data.folds import register_folds
 from d2_cityscapes.engine.setup import ConfigError, load_config
 from d2_cityscapes.errors import nearest
 from d2_cityscapes.search.errors import SearchError
@@ -106,6 +107,7 @@ class SearchPlan:
         cfg.defrost()
         cfg.SEED = cfg.SEED if cfg.SEED >= 0 else self.seed
         cfg.OUTPUT_DIR = str(output_dir)
+        register_folds([self.objective.dataset])
         cfg.DATASETS.TEST = (self.objective.dataset,)
         cfg.TEST.EXPECTED_RESULTS = []
         by_loss = self.objective.task == VAL_LOSS
