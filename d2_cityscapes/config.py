@@ -183,8 +183,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
     # By shell-style patterns over the names of parameters, which may match what is frozen:
-    # [[pattern, factor of the rate], ...], e.g. [["backbone.*", 0.1]], and [[pattern, weight decay],
-    # ...]. Where several match, the last one wins.
+    # [[pattern, factor of the rate], ...], e.g. [["backbone.*", 0.1]], and [[pattern, weight
+    # decay], ...]. Where several match, the last one wins.
     cfg.SOLVER.LR_MULTIPLIERS = []
     cfg.SOLVER.WEIGHT_DECAY_OVERRIDES = []
     # Rate times this ** (L + 1 - l) in layer l of the L of a network of timm, or an EoMT, 0 being

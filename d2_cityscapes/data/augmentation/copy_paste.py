@@ -122,19 +122,8 @@ class CopyPaste(T.Augmentation):
             hidden = patch.ids < INSTANCE_DIVISOR
             hidden &= _is_thing(ids[patch.region], table, bool(instances.crowd.any()))
             patch.ids[hidden] = 0
-        patches, things = [patch], found.ids >= INSTANCE_DIVISOR
-        movable = []
-        areas = found.areas * view.scale[0] * view.scale[1]
-        small = (areas < 4 * max(self.min_area, 1)) | (times > 1)
-        for row in np.flatnonzero(things & small).tolist():
-            own, box = int(renewed[found.ids[row]]), view.inside(found.boxes[row], patch)
-            mask = patch.ids[box] == own
-            if np.count_nonzero(mask) < max(self.min_area, 1):
-                patch.ids[box][mask] = 0
-            else:
-                movable += [(own, box)] * (int(times[row]) - 1)
-        patches += _moved(patch, movable, ids, numbers, table)
-        return PasteTransform(patches)
+        movable = self._movable(patch, renewed, found, times, view)
+        return PasteTransform([patch, *_moved(patch, movable, ids, numbers, table)])
 
     def _view(self, record: StoredRecord, size: tuple[int, ...]) -> View:
         """How an image of a size sees the record: as a training image of its own would."""
@@ -152,7 +141,7 @@ class CopyPaste(T.Augmentation):
         things = table.is_thing_id[found.ids]
         small = found.areas * view.scale[0] * view.scale[1] < SMALL_AREA
         chances = np.where(things & small, self.small_copies, 1)
-        chances[(things & found.crowd) | (found.ids == 0)] = 0
+        chances[things & found.crowd] = 0
         times = np.random.binomial(chances, np.where(things, self.things, self.stuff))
         return found.select(times > 0), times[times > 0]
 
@@ -174,6 +163,30 @@ class CopyPaste(T.Augmentation):
         top, left = (max(part.start, 0) for part in target)
         patch = Patch(top, left, pixels[:, rows, columns], ids[rows, columns])
         return patch.mirrored(view.size[1]) if view.flipped else patch
+
+    def _movable(
+        self,
+        patch: Patch,
+        renewed: np.ndarray,
+        found: InstanceTable,
+        times: np.ndarray,
+        view: View,
+    ) -> list[tuple[int, tuple[slice, slice]]]:
+        """The id of each further copy's instance, and where that is in the patch.
+
+        Instances that have become too small are taken out of the patch.
+        """
+        movable = []
+        areas = found.areas * view.scale[0] * view.scale[1]
+        doubtful = (areas < 4 * max(self.min_area, 1)) | (times > 1)
+        for row in np.flatnonzero(doubtful & (found.ids >= INSTANCE_DIVISOR)).tolist():
+            own, box = int(renewed[found.ids[row]]), view.inside(found.boxes[row], patch)
+            mask = patch.ids[box] == own
+            if np.count_nonzero(mask) < max(self.min_area, 1):
+                patch.ids[box][mask] = 0
+            elif own:  # else no number was free
+                movable += [(own, box)] * (int(times[row]) - 1)
+        return movable
 
 
 def _seen(record: StoredRecord, view: View, table: LabelTable) -> InstanceTable:

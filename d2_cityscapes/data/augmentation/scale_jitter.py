@@ -18,6 +18,7 @@ __all__ = ["PadTo", "ScaleJitter", "size_after"]
 _TRIES = 10  # crops at most, as in Detectron2's RandomCrop_CategoryAreaConstraint
 _SAMPLES = 128  # rows and columns of a crop in which its classes are counted
 _PAD_VALUE = 128  # grey, as in Detectron2's FixedSizeCrop
+_VOID_ID = 0  # in every table
 
 
 class ScaleJitter(T.Augmentation):
@@ -132,15 +133,13 @@ class PadTo(T.Augmentation):
         super().__init__()
         self._init(locals())
 
-    def get_transform(self, image: np.ndarray, table: LabelTable) -> T.Transform:
+    def get_transform(self, image: np.ndarray) -> T.Transform:
         """
         Args:
             image: (H, W, 3).
-            table: the classes, for an id that is void.
         """
         height, width = image.shape[:2]
         below, right = max(self.size[0] - height, 0), max(self.size[1] - width, 0)
         if not below and not right:
             return T.NoOpTransform()
-        void = int(np.flatnonzero(table.train_id_of == VOID_TRAIN_ID)[0])
-        return T.PadTransform(0, 0, right, below, width, height, _PAD_VALUE, void)
+        return T.PadTransform(0, 0, right, below, width, height, _PAD_VALUE, _VOID_ID)
