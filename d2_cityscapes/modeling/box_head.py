@@ -79,10 +79,10 @@ class GIoUOutputLayers(FastRCNNOutputLayers):
         """As in Detectron2; `predictions` are (R, K + 1) logits and (R, K * 4) or (R, 4) deltas."""
         losses = super().losses(predictions, proposals)
         weight = self.loss_weight.get(GIOU_LOSS, 1.0)
-        losses[self.loss_name] = self._box_loss(predictions[1], proposals) * weight
+        losses[self.loss_name] = self._iou_term(predictions[1], proposals) * weight
         return losses
 
-    def _box_loss(self, deltas: Tensor, proposals: list[Instances]) -> Tensor:
+    def _iou_term(self, deltas: Tensor, proposals: list[Instances]) -> Tensor:
         if not proposals:
             return deltas.sum() * 0
         classes = cat([p.gt_classes for p in proposals])
