@@ -20,7 +20,7 @@ from d2_cityscapes.engine.key_effects import (
     why_without_effect,
 )
 from d2_cityscapes.engine.setup import ConfigError, load_config
-from d2_cityscapes.engine.trainer import Trainer, build_run, evaluate, train
+from d2_cityscapes.engine.trainer import build_run, evaluate, train
 
 pytestmark = pytest.mark.usefixtures("datasets")
 
@@ -34,11 +34,7 @@ TRAINED = sorted(
 
 def without_effect(cfg) -> set[str]:
     """What `train` would refuse."""
-    noted, reads = recorded(cfg)
-    trainer = Trainer(noted)
-    for name in noted.DATASETS.TEST:
-        Trainer.build_test_loader(noted, name)
-        Trainer.build_evaluator(noted, name)
+    trainer, reads = build_run(cfg)
     return set(why_without_effect(trainer.cfg, reads, changed_keys(trainer.cfg)))
 
 
