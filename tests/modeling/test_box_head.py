@@ -151,7 +151,7 @@ def test_deltas_of_the_background_do_not_matter(agnostic):
         _, deltas = layers(x[chosen])
         if len(chosen) == 7:
             _, deltas = spoilt_in([1, 3, 5], layers, x)
-        found.append(layers._box_loss(deltas, [own]))
+        found.append(layers._iou_term(deltas, [own]))
         (gradient,) = torch.autograd.grad(found[-1], layers.bbox_pred.bias)
         gradients.append(gradient)
     torch.testing.assert_close(*found, rtol=1e-6, atol=0)
@@ -163,7 +163,7 @@ def test_the_giou_loss_waits_for_nothing(fake_gpu):
     found = proposals([0, CLASSES, 2]).to("cuda")
     _, deltas = layers(torch.randn(3, FEATURES, device="cuda"))
     with fake_gpu.watch() as seen:
-        layers._box_loss(deltas, [found]).backward()
+        layers._iou_term(deltas, [found]).backward()
     assert seen.total == 0, seen.table()
 
 
@@ -281,7 +281,7 @@ def test_its_boxes_are_those_of_the_deltas(kind):
     deltas = layers(x)[1].view(3, CLASSES, 4)[[0, 1], [1, 0]]
     boxes = layers.box2box_transform.apply_deltas(deltas, every.proposal_boxes.tensor[:2])
     expected = IOU_LOSSES[kind](boxes, every.gt_boxes.tensor[:2], "mean")
-    torch.testing.assert_close(layers._box_loss(layers(x)[1], [every]), expected)
+    torch.testing.assert_close(layers._iou_term(layers(x)[1], [every]), expected)
 
 
 def test_an_unknown_kind_is_refused(tiny_cfg):
