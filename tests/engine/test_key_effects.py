@@ -34,7 +34,7 @@ TRAINED = sorted(
 
 def without_effect(cfg) -> set[str]:
     """What `train` would refuse."""
-    trainer, reads = build_run(cfg)
+    trainer, reads = build_run(cfg, resumes=True)  # without the weights of timm, from the Hub
     return set(why_without_effect(trainer.cfg, reads, changed_keys(trainer.cfg)))
 
 
