@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,7 @@ def plan_folds(
     dataset = _dataset(last)
     dealt = deal(dataset, folds)
     names = [[d["image_id"] for own in fold.values() for d in own] for fold in dealt]
+    pictures = functools.cache(_pictures)  # the stages of a fold name the same
     plans = []
     for fold in range(1, folds + 1):
         adapt = partial(_adapt, dataset, fold, folds, _EXPECTED in opts[::2])
@@ -140,9 +142,8 @@ def plan_folds(
             opts=opts,
             adapt=adapt,
         )
-        tested = {_picture(d) for own in dealt[fold - 1].values() for d in own}
         for stage in plan:
-            _check_unseen(stage, tested, fold)
+            _check_unseen(stage, fold, pictures(fold_name(dataset, fold, folds)), pictures)
         plans.append(tuple(plan))
     found = Folds(
         dataset,
@@ -200,24 +201,29 @@ def _is_of(family: str, name: str) -> bool:
     return match is not None and match[1] == family
 
 
-def _check_unseen(stage: Stage, tested: set[tuple[str, str]], fold: int) -> None:
+def _check_unseen(
+    stage: Stage,
+    fold: int,
+    tested: set[tuple[str, str]],
+    pictures: Callable[[str], set[tuple[str, str]]],
+) -> None:
     """Whatever the names of data sets say: no picture of the fold may be learned from."""
     cfg = stage.cfg
     names = [*cfg.DATASETS.TRAIN]
     if cfg.TEST.VAL_LOSS_PERIOD > 0:
         names.append(validation_dataset(cfg))
     for name in names:
-        seen = tested & {_picture(d) for d in DatasetCatalog.get(name) if "shard" in d}
-        if seen:
+        if seen := tested & pictures(name):
             raise StageError(
                 f"fold {fold}, stage {stage.number}: {name} has {len(seen)} pictures of those that "
                 f"the fold is tested on, e.g. {min(seen)[1]}"
             )
 
 
-def _picture(record: dict[str, Any]) -> tuple[str, str]:
-    """What tells pictures apart: their folder of shards, and their name."""
-    return str(Path(record["shard"]).parent), record["image_id"]
+def _pictures(dataset: str) -> set[tuple[str, str]]:
+    """What tells pictures of a data set apart: their folder of shards, and their name."""
+    records = DatasetCatalog.get(dataset)
+    return {(str(Path(d["shard"]).parent), d["image_id"]) for d in records if "shard" in d}
 
 
 def _read_record(output_dir: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from d2_cityscapes.convert import ConversionError, convert_file, map_classes
 from d2_cityscapes.convert.classes import SAME_MEANING
 from d2_cityscapes.labels import CITYSCAPES, IDD, LABEL_TABLES, VISTAS, LabelTable
 from d2_cityscapes.labels.record import CLASSES, class_record
+from d2_cityscapes.labels.rows import class_rows
 
 BOX, MASK = "roi_heads.box_predictor.", "roi_heads.mask_head.predictor."
 SEMANTIC, QUERIES = "sem_seg_head.predictor.", "network.class_predictor."
@@ -168,3 +169,37 @@ def test_other_models_are_refused(change: Callable, message: str) -> None:
     change(weights)
     with pytest.raises(ConversionError, match=message):
         map_classes(weights, VISTAS, CITYSCAPES)
+
+
+@pytest.mark.parametrize(
+    "name", ["instance", "panoptic", "semantic", "deeplab", "mask2former", "eomt"]
+)
+def test_every_tensor_that_follows_the_classes_is_known(repository: Path, name: str) -> None:
+    """Of every kind of model: those whose shape is another for another table."""
+    from d2_cityscapes.engine.setup import load_config
+    from d2_cityscapes.modeling.build import build_model
+
+    if name in ("mask2former", "eomt"):
+        pytest.importorskip("transformers")
+    states = []
+    for table in (CITYSCAPES, IDD):
+        data = f"('{table.name}_shards_train',)"
+        void = 1 if name == "deeplab" else 0
+        opts = ["MODEL.DEVICE", "meta", "DATASETS.TRAIN", data, "DATASETS.TEST", "()"]
+        opts += ["MODEL.ROI_HEADS.NUM_CLASSES", str(len(table.things))]
+        opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(len(table.classes) + void)]
+        opts += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"]
+        if void:
+            opts += ["MODEL.SEM_SEG_HEAD.VOID_CLASS", str(len(table.classes))]
+        cfg = load_config(repository / "configs" / "quick" / f"{name}.yaml", opts, train=False)
+        with torch.device("meta"):
+            states.append(build_model(cfg).state_dict())
+    ours, theirs = states
+    differ = {n for n, tensor in ours.items() if tensor.shape != theirs[n].shape}
+    found = {
+        n
+        for kind, count in (("things", 8), ("classes", 19))
+        for n, rows in class_rows(ours, kind)
+        if rows.fits(ours[n], count)
+    }
+    assert found == differ and differ

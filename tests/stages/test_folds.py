@@ -110,8 +110,8 @@ def test_mistakes_are_one_line_before_anything_starts(plan, tmp_path: Path) -> N
 
 
 def test_a_folder_keeps_its_folds(plan, tmp_path: Path) -> None:
-    plan(2).begin(tmp_path)
-    plan(2)
+    plan(2, stages=(1,)).begin(tmp_path)
+    plan(2, stages=(1,))
     check_kind(tmp_path, 2)
     with pytest.raises(StageError, match=r"was begun with --folds 2, 3 now: give the same again"):
         plan(3)
@@ -120,7 +120,7 @@ def test_a_folder_keeps_its_folds(plan, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "folds.json").read_text())
     (tmp_path / "folds.json").write_text(json.dumps(record | {"image_names_sha256": "another"}))
     with pytest.raises(StageError, match=r"other folds \(image_names_sha256 in folds\.json\)"):
-        plan(2)
+        plan(2, stages=(1,))
     (tmp_path / "folds.json").write_text("{")
     with pytest.raises(StageError, match=r"folds\.json: does not say how many folds"):
         check_kind(tmp_path, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d2_cityscapes.engine.setup import load_config
+from d2_cityscapes.engine.setup import check_datasets, load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.search.space.plan_file import read_plan
 
@@ -36,6 +36,17 @@ def test_a_trial_gets_base_budget_overrides_and_values(write_search, tmp_path):
     assert cfg.SEED == 1  # the demo's own
     assert plan.config(VALUES, seed=8).SEED == 8
     assert read_plan(source, ["SEED", "-1"], seed=5).config(VALUES).SEED == 5
+
+
+@pytest.mark.usefixtures("datasets")
+def test_a_search_within_a_fold(write_search):
+    """Both sides are known by their names alone."""
+    test, train = (f"cityscapes_shards_train_{side}_1_of_4" for side in ("fold", "without_fold"))
+    objective = {"dataset": test, "task": "segm", "metric": "AP50"}
+    source = write_search(objective=objective, overrides={"DATASETS.TRAIN": [train]})
+    cfg = read_plan(source).config(VALUES)
+    assert (test,) == cfg.DATASETS.TEST
+    check_datasets(cfg, train=True)
 
 
 def test_one_element_leaves_the_others(plan):
