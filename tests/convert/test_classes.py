@@ -14,6 +14,7 @@ from d2_cityscapes.convert.classes import SAME_MEANING
 from d2_cityscapes.labels import CITYSCAPES, IDD, LABEL_TABLES, VISTAS, LabelTable
 from d2_cityscapes.labels.record import CLASSES, class_record
 from d2_cityscapes.labels.rows import class_rows
+from d2_cityscapes.labels.table_file import ClassEntry, make_table
 
 BOX, MASK = "roi_heads.box_predictor.", "roi_heads.mask_head.predictor."
 SEMANTIC, QUERIES = "sem_seg_head.predictor.", "network.class_predictor."
@@ -119,6 +120,16 @@ def test_to_the_same_classes_changes_nothing() -> None:
     old = _weights(CITYSCAPES)
     new = map_classes(old, CITYSCAPES, CITYSCAPES).tensors
     assert all(new[name].equal(tensor) for name, tensor in old.items())
+
+
+def test_tables_of_your_own_by_name() -> None:
+    source = make_table("a", [ClassEntry("Ship", thing=True), ClassEntry("quay")])
+    target = make_table("b", [ClassEntry("buoy", thing=True), ClassEntry("ship", thing=True)])
+    old = {f"{MASK}bias": torch.tensor([5.0]), f"{SEMANTIC}bias": torch.tensor([1.0, 2.0])}
+    new = map_classes(old, source, target).tensors
+    assert new[f"{MASK}bias"].tolist() == [0, 5]
+    ship = [c.name for c in source.classes].index("Ship")
+    assert sorted(new[f"{SEMANTIC}bias"].tolist()) == [0, ship + 1]
 
 
 def test_layers_that_know_no_classes_stay() -> None:
