@@ -159,7 +159,7 @@ class CityscapesShardMapper:
             second: likewise.
         """
         augmented = ImageAndIds(
-            self._in_order(pixels),
+            pixels.flip(0) if self.image_format == "BGR" else pixels,
             ids,
             self.table,
             resize_backend=self.resize_backend,
@@ -173,14 +173,9 @@ class CityscapesShardMapper:
             augmented.pixels = kept.clone(memory_format=torch.contiguous_format)
         return augmented
 
-    def _in_order(self, pixels: torch.Tensor) -> torch.Tensor:
-        """RGB pixels in the configured order."""
-        return pixels.flip(0) if self.image_format == "BGR" else pixels
-
     def _read(self, dataset_dict: dict) -> StoredRecord:
         reader, index = open_shard(dataset_dict["shard"], self.table), dataset_dict["index"]
-        pixels = self._in_order(reader.image(index))
-        return StoredRecord(pixels, reader.id_map(index), reader.table(index))
+        return StoredRecord(reader.image(index), reader.id_map(index), reader.table(index))
 
     def _targets(self, ids: np.ndarray) -> dict:
         targets: dict = {}

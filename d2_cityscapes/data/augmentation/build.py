@@ -54,6 +54,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
                 resize=scaled or resize,
                 flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
                 min_area=cfg.INPUT.MIN_INSTANCE_AREA,
+                image_format=cfg.INPUT.FORMAT,
                 resize_backend=cfg.INPUT.RESIZE_BACKEND,
                 planar=cfg.INPUT.COLOR_JITTER.ENABLED,
             )

@@ -56,6 +56,7 @@ class CopyPaste(T.Augmentation):
         resize: T.Augmentation,
         flip: bool = True,
         min_area: int = 0,
+        image_format: str = "RGB",
         resize_backend: str = "torch",
         planar: bool = False,
     ) -> None:
@@ -68,6 +69,7 @@ class CopyPaste(T.Augmentation):
             resize: a `ScaleJitter`, or gives the ``T.ResizeTransform`` of a training image.
             flip: whether the second record is mirrored with a chance of one half.
             min_area: instances that would have fewer pixels than this are not pasted.
+            image_format: of the image that is pasted on, "RGB" or "BGR".
             resize_backend: see `resize_image`.
             planar: likewise.
 
@@ -154,6 +156,8 @@ class CopyPaste(T.Augmentation):
             return None
         pixels = record.pixels[:, rows, columns]
         pixels = resize_image(pixels, size, backend=self.resize_backend, planar=self.planar)
+        if self.image_format == "BGR":
+            pixels = pixels.flip(0)
         ids = resize_ids(record.ids[rows, columns], size)
         # begun and ended with a whole pixel of the record, it may reach over the edge of the image
         rows, columns = (
@@ -232,17 +236,20 @@ def _moved(
     """
     if not movable:
         return []
-    below = PasteTransform([patch]).apply_segmentation(ids)
+    rows, columns = patch.region
+    below = ids[rows].copy()
+    np.copyto(below[:, columns], patch.ids, where=patch.ids != 0)
     copies = []
     for own, box in movable:
         mask = patch.ids[box] == own
         renewed = np.where(mask, numbers.renew(own), 0).astype(np.uint16)
         room = ids.shape[1] - mask.shape[1] + 1
         for left in np.random.randint(room, size=_TRIES).tolist():
-            copy = Patch(patch.top + box[0].start, left, patch.pixels[:, box[0], box[1]], renewed)
-            if not _is_thing(below[copy.region][mask], table).any():
-                below[copy.region][mask] = renewed[mask]
-                copies.append(copy)
+            here = below[box[0], left : left + mask.shape[1]]
+            if not _is_thing(here[mask], table).any():
+                here[mask] = renewed[mask]
+                pixels = patch.pixels[:, box[0], box[1]]
+                copies.append(Patch(patch.top + box[0].start, left, pixels, renewed))
                 break
     return copies
 

@@ -45,6 +45,10 @@ class StoredRecord(NamedTuple):
 class PlanarTransform(T.Transform):
     """A transform of pixels that works on (3, h, w) images, and leaves positions alone."""
 
+    def apply_ids(self, ids: np.ndarray) -> np.ndarray:
+        """(h, w) ids to the same; it may write into what it is given."""
+        return ids
+
     def apply_planes(self, pixels: torch.Tensor) -> torch.Tensor:
         """(3, h, w) uint8 to the same; it may write into what it is given."""
         raise NotImplementedError
@@ -69,8 +73,7 @@ class ImageAndIds:
         ids: (h, w) uint16 instance ids, or None.
         table: the classes.
         instances: things and groups of the record as it was stored: no other ids are in `ids`.
-        second: reads another record, for augmentations that mix two, in the same channel order;
-            None where there is none.
+        second: reads another record, RGB, for augmentations that mix two; None where there is none.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class ImageAndIds:
         """
         Args:
             pixels: (3, H, W) uint8, which may be written over; the channel order does not matter.
-            ids: (H, W) uint16 instance ids, or None where there are no targets to build.
+            ids: (H, W) uint16 instance ids, likewise, or None where there are no targets to build.
             table: the classes.
             resize_backend: one of `RESIZE_BACKENDS`, see `resize_image`.
             planar: keep images plane by plane in memory, for transforms that work so.
@@ -152,4 +155,6 @@ def _ids_after(transform: T.Transform, ids: np.ndarray) -> np.ndarray:
         return resize_ids(ids, (transform.new_h, transform.new_w))
     if isinstance(transform, T.HFlipTransform):  # as numpy's flip, but several times faster
         return torch.from_numpy(ids.view(np.int16)).flip(1).numpy().view(np.uint16)
+    if isinstance(transform, PlanarTransform):
+        return transform.apply_ids(ids)
     return transform.apply_segmentation(ids)

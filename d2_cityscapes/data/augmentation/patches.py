@@ -64,8 +64,11 @@ class PasteTransform(PlanarTransform):
         return pixels
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(h, w) ids to the same."""
-        ids = segmentation.copy()
+        """(h, w) ids to the same, in new memory."""
+        return self.apply_ids(segmentation.copy())
+
+    def apply_ids(self, ids: np.ndarray) -> np.ndarray:
+        """See `PlanarTransform`."""
         for patch in self.patches:
             np.copyto(ids[patch.region], patch.ids, where=patch.ids != 0)
         return ids

@@ -175,6 +175,15 @@ def test_colours_change_the_picture_alone(dicts):
     assert changed > 20
 
 
+def test_both_records_are_in_the_order_of_the_image(dicts):
+    """BGR is RGB in the other order, of what is pasted too."""
+    for rgb, bgr in zip(
+        drawn(dicts, EVERYTHING, 20), drawn(dicts, [*EVERYTHING, "INPUT.FORMAT", "BGR"], 20),
+        strict=True,
+    ):  # fmt: skip
+        assert bgr["image"].flip(0).equal(rgb["image"])
+
+
 def test_without_a_switch_nothing_of_it_acts(dicts):
     """The other keys of a switch that is off, and a second record, change nothing."""
     off = [
