@@ -18,6 +18,7 @@ from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS
 from d2_cityscapes.labels.record import CLASSES, class_record
 from d2_cityscapes.sources.vistas import find_splits
 from d2_cityscapes.stages import run as stages_room
+from d2_cityscapes.stages.folds import plan_folds
 from d2_cityscapes.stages.handover import find_handover
 from d2_cityscapes.stages.run import plan_stages, run_stages
 
@@ -107,6 +108,16 @@ def test_two_stages_with_mapped_heads(
     shutil.rmtree(root / "vistas_shards")
     run_stages(plan((1,)))
     assert "already done" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("root")
+def test_folds_are_of_the_last_stage_alone(config_dir: Path, tmp_path: Path, tiny_opts) -> None:
+    found = plan_folds(tmp_path / "out", 2, config_dir=config_dir, stages=[0, 1], opts=tiny_opts)
+    for k, (before, after) in enumerate(found.plans, 1):
+        assert before.cfg.DATASETS.TRAIN == ("vistas_shards_train",)
+        assert before.cfg.DATASETS.TEST == ("vistas_shards_val",)
+        assert (f"cityscapes_shards_train_without_fold_{k}_of_2",) == after.cfg.DATASETS.TRAIN
+        assert after.handover and after.handover.tables == (VISTAS, CITYSCAPES)
 
 
 def test_which_weights_are_mapped(repository: Path) -> None:
