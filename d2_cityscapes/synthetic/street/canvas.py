@@ -17,6 +17,7 @@ from d2_cityscapes.synthetic.street.textures import noise_tile
 
 __all__ = ["MIN_SHARE", "Canvas", "Paint", "clip_polygon", "draw_ids", "label_id_of", "min_visible"]
 
+_MOSTLY = 102  # of 255: two fifths of a pixel, above which it counts for the size of a thing
 MIN_SHARE = 0.25  # a thing of which others hide all but this share is left out
 
 
@@ -127,10 +128,12 @@ class Canvas:
     def drop_hidden(self) -> None:
         """Leave out things of which next to nothing, and then all of which nothing, can be seen."""
 
+        least = min_visible(self.size)
+
         def required(layer: _Layer) -> float:
             if layer.sprite is None or not label_id_of(layer.label)[1]:
                 return 0
-            return max(min_visible(self.size), MIN_SHARE * float((layer.sprite.cover > 0.4).sum()))
+            return max(least, MIN_SHARE * np.count_nonzero(layer.sprite.alpha > _MOSTLY))
 
         self._render()
         self._keep_visible(required)
@@ -203,11 +206,12 @@ class Canvas:
             if layer.sprite is None:
                 continue
             sprite = layer.sprite
-            x0, y0, (h, w) = sprite.x, sprite.y, sprite.cover.shape
+            x0, y0, (h, w) = sprite.x, sprite.y, sprite.alpha.shape
             box = np.s_[:, y0 : y0 + h, x0 : x0 + w]
             inside = rasterize([(x - x0, y - y0) for x, y in layer.polygon], (w, h))
             # smooth edges: label and colour agree on who has more
-            cover = np.where(inside, np.maximum(sprite.cover, 0.45), np.minimum(sprite.cover, 0.35))
+            cover = sprite.cover
+            cover = np.where(inside, np.maximum(cover, 0.45), np.minimum(cover, 0.35))
             cover *= front[box[1:]] < number
             image[box] += cover * (sprite.rgb - image[box])
         return image

@@ -183,16 +183,21 @@ class Sprite:
 
     Attributes:
         x, y: upper left corner in the picture, px.
-        cover: (h, w) float32, 0..1: how much of each pixel the object hides.
+        alpha: (h, w) uint8, 0..255: how much of each pixel the object hides; `cover` is the same as
+            (h, w) float32, 0..1.
         polygon: integer outline in picture coordinates, inside the frame.
         colors: gives `rgb`; few sprites are seen, and only those are coloured.
     """
 
     x: int
     y: int
-    cover: np.ndarray
+    alpha: np.ndarray
     polygon: Polygon
     colors: Callable[[], np.ndarray]
+
+    @property
+    def cover(self) -> np.ndarray:
+        return self.alpha.astype(np.float32) / 255
 
     @property
     def rgb(self) -> np.ndarray:
@@ -289,7 +294,7 @@ class Drawing:
             rgb += share * (column(light.haze)[..., None] - rgb)
             return rgb
 
-        return Sprite(x0, y0, alpha.astype(np.float32) / 255, polygon, colors)
+        return Sprite(x0, y0, alpha, polygon, colors)
 
     def _shading(self, alpha: np.ndarray, light: Light, texture: np.ndarray) -> np.ndarray:
         """(h, w) factors: rim darker than the middle, sunny side brighter, plus surface texture."""
