@@ -22,7 +22,8 @@ AS_RUN, ABLATIONS = "baselines/staged_as_run", "baselines/ablations"
 
 
 def read(name: str, device: str = "cpu") -> CfgNode:
-    return load_config(CONFIGS / name, ["MODEL.DEVICE", device], train=False)
+    opts = ["MODEL.DEVICE", device, "MODEL.TIMM.PRETRAINED", "False"]  # nothing is fetched
+    return load_config(CONFIGS / name, opts, train=False)
 
 
 @pytest.mark.parametrize("name", MODELS)
