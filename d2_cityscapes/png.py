@@ -217,7 +217,10 @@ def write_picture(path: Path, pixels: np.ndarray, *, comment: str = "") -> None:
 def encode_png(pixels: np.ndarray) -> bytes:
     """(H, W, 3 or 4) uint8 or (H, W) uint8 or uint16 values as a PNG, soon rather than small."""
     if imagecodecs is not None:
-        return bytes(imagecodecs.png_encode(pixels, level=1, filter=imagecodecs.PNG.FILTER.UP))
+        # of a photo's noise nothing comes twice
+        strategy = imagecodecs.PNG.STRATEGY.HUFFMAN_ONLY if pixels.shape[2:] == (3,) else None
+        up = imagecodecs.PNG.FILTER.UP
+        return bytes(imagecodecs.png_encode(pixels, level=1, strategy=strategy, filter=up))
     buffer = io.BytesIO()
     # Pillow tries all filters on each row; of what is left, run lengths are as short as matches
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)

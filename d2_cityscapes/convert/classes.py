@@ -78,7 +78,8 @@ def map_classes(
 
     Args:
         weights: trained for the classes of ``source``.
-        source, target: tables, see `SAME_MEANING`.
+        source: its table, see `SAME_MEANING`.
+        target: the table of the new classes.
         seed: of the random rows of classes that ``source`` does not have.
 
     Raises:

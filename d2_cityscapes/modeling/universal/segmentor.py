@@ -75,7 +75,8 @@ class UniversalSegmentor(KeepsFrozen, nn.Module):
             sem_seg_scores: whether inference gives semantic scores, else classes
                 (TEST.SEM_SEG_SCORES).
             detections: most instances of an image; see `postprocess_queries`.
-            object_threshold, overlap_threshold: of panoptics, see there.
+            object_threshold: of panoptics, see there.
+            overlap_threshold: likewise.
             mask_annealing: start and end as parts of `max_iter`, see `annealed_parts`; none leaves
                 ``network.attn_mask_probs`` alone.
             max_iter: length of the training.

@@ -311,8 +311,10 @@ class Drawing:
             shade *= np.linspace(1 + 0.1 * self.relief, 1 - 0.1 * self.relief, height)[:, None]
         if self.grain > 0:
             size = len(texture)
-            rows, columns = np.arange(height) % size, np.arange(width) % size
-            shade *= 1 + self.grain * texture[rows[:, None], columns]
+            grain = texture[:height, :width]
+            if max(height, width) > size:
+                grain = texture[np.ix_(np.arange(height) % size, np.arange(width) % size)]
+            shade *= 1 + self.grain * grain
         return shade.astype(np.float32)
 
 

@@ -40,7 +40,11 @@ def noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, i
 
 def noise_tile(rng: np.random.Generator, *cells: int, fine: float = 0.0) -> np.ndarray:
     """(TILE, TILE) float32 noise around 0: an octave per number of ``cells``, and white noise."""
-    tile = np.float32(fine) * rng.uniform(-1, 1, (TILE, TILE)).astype(np.float32)
+    tile = np.zeros((TILE, TILE), dtype=np.float32)
+    if fine:
+        tile += np.float32(fine) * rng.uniform(-1, 1, tile.shape).astype(np.float32)
+    else:  # as many numbers are drawn
+        rng.bit_generator.random_raw(tile.size, output=False)
     for count in cells:
         tile += noise(rng, TILE, TILE, (count, count))
     return tile
