@@ -168,7 +168,7 @@ class Canvas:
 
     def _keep_visible(self, required: Callable[[_Layer], float]) -> None:
         """Keep the layers of which at least the required number of pixels can be seen."""
-        image = Image.new("I", self.size, 0)
+        image = Image.new("L" if len(self._layers) < 256 else "I", self.size, 0)
         draw = ImageDraw.Draw(image)
         for index, layer in enumerate(self._layers):
             if layer.polygon and label_id_of(layer.label)[0] >= 0:

@@ -113,9 +113,10 @@ def _trace_topmost(mask: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     padded = np.zeros((height + 2, width + 2), dtype=np.uint8)
     padded[1:-1, 1:-1] = mask
-    around = np.zeros((height, width), dtype=np.uint8)
-    for bit, (dx, dy) in enumerate(_STEPS):
-        around |= padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] << bit
+    left, middle, right = padded[:, :-2], padded[:, 1:-1] << 1, padded[:, 2:]
+    around = (left | middle | right << 2)[:-2] << 5  # the row above, in the order of _STEPS
+    around |= (right | middle | left << 2)[2:] << 1  # the row below
+    around |= right[1:-1] | left[1:-1] << 4
     neighbours, offsets = around.tobytes(), [dx + dy * width for dx, dy in _STEPS]
     start = int(mask.argmax())
     position, found = start, [start]
