@@ -81,7 +81,8 @@ def between_0_and_1(values: np.ndarray) -> np.ndarray:
 
 def blend(target: np.ndarray, color: np.ndarray | Sequence[float], share: np.ndarray) -> None:
     """Mix a colour or (3, N) colours into a (3, N) array in place by shares (N,)."""
-    colors = color if isinstance(color, np.ndarray) else column(color)
+    colors = np.asarray(color, dtype=np.float32)
+    colors = colors if colors.ndim > 1 else colors[:, None]
     target += share * (colors - target)
 
 
