@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.layers.losses import IOU_LOSSES
 from d2_cityscapes.modeling.box_head import GIOU_LOSS, GIoUOutputLayers, GIoUROIHeads
+from tests.support.losses import losses_of
 
 FEATURES, CLASSES = 6, 3
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -183,13 +184,6 @@ def test_float32_under_autocast():
         loss = giou_loss_of(layers, x, found)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(giou_loss_of(layers, x, found).item(), rel=0.1)
-
-
-def losses_of(model, inputs, seed=0) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)  # the samplers draw at random
-    model.train()
-    with EventStorage():
-        return model(inputs)
 
 
 def test_zero_weight_is_stock_bit_for_bit(tiny_cfg, batch):

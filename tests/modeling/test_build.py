@@ -8,7 +8,6 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.modeling import build_roi_heads
-from detectron2.utils.events import EventStorage
 from torch.nn.modules.module import _global_module_registration_hooks
 
 from d2_cityscapes.config import get_cfg
@@ -16,15 +15,9 @@ from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.box_head import GIOU_LOSS
 from d2_cityscapes.modeling.build import build_model
+from tests.support.losses import losses_of
 
 INSTANCE_LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
-
-
-def losses_of(model, inputs) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)  # the samplers draw at random
-    model.train()
-    with EventStorage():
-        return model(inputs)
 
 
 @pytest.mark.parametrize("meta_architecture", ["GeneralizedRCNN", "SeamlessPanoptic"])

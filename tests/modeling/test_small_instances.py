@@ -17,6 +17,7 @@ from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling.build import build_model
 from d2_cityscapes.modeling.deeplab import _cross_entropy
 from d2_cityscapes.modeling.execution.mask_loss import WaitFreeConvUpsampleHead, mask_rcnn_loss
+from tests.support.losses import losses_of
 
 KINDS = [
     ("StagedSegmentor", "SemSegFPNHead"),
@@ -36,12 +37,6 @@ def model(request, tiny_cfg):
     tiny_cfg.INPUT.SMALL_INSTANCE_WEIGHT = 3.0
     torch.manual_seed(0)
     return build_model(tiny_cfg).train()
-
-
-def losses_of(model, batch) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    with EventStorage():
-        return model(batch)
 
 
 def weighted(batch, weights) -> list[dict]:

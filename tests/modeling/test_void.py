@@ -10,6 +10,7 @@ from detectron2.modeling import PanopticFPN, SemanticSegmentor
 from detectron2.utils.events import EventStorage
 
 from d2_cityscapes.modeling.build import build_model
+from tests.support.losses import losses_of
 
 MODELS = ["StagedSegmentor", "SeamlessPanoptic"]
 
@@ -22,12 +23,6 @@ def model(request, tiny_cfg):
         tiny_cfg.MODEL.ROI_BOX_HEAD.GIOU_WEIGHT = 0.0
     torch.manual_seed(0)
     return build_model(tiny_cfg).train()
-
-
-def losses_of(model, batch) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    with EventStorage():
-        return model(batch)
 
 
 def void(batch: list[dict]) -> list[dict]:

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.layers import bootstrapped_cross_entropy
 from d2_cityscapes.modeling.build import build_model
+from tests.support.losses import losses_of
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SEAMLESS = "panoptic/seamless_R_50_FPN.yaml"
@@ -133,12 +133,6 @@ def small_cfg() -> CfgNode:
 def build(cfg: CfgNode) -> nn.Module:
     torch.manual_seed(0)
     return build_model(cfg)
-
-
-def losses_of(model: nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)  # proposals are sampled
-    with EventStorage():
-        return model.train()(batch)
 
 
 NAMES = {"loss_sem_seg", "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}

@@ -3,19 +3,13 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import build_model as build_detectron2_model
-from detectron2.utils.events import EventStorage
 
 from d2_cityscapes.config import model_tasks
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.modeling import UniversalSegmentor, build_model
 from d2_cityscapes.modeling.execution import dense
 from tests.modeling.universal.conftest import make_input
-
-
-def losses_of(model, batch, iteration: int = 0) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    with EventStorage(iteration):
-        return model.train()(batch)
+from tests.support.losses import losses_of
 
 
 def test_it_trains(cfg, batch):
@@ -125,14 +119,14 @@ def test_annealing_acts_by_iteration_and_stays_in_the_weights(eomt_cfg, batch):
     model = build_model(eomt_cfg)
     parts = {}
     for iteration in (0, 30, 48):
-        losses_of(model, batch, iteration)
+        losses_of(model, batch, iteration=iteration)
         parts[iteration] = model.state_dict()["network.attn_mask_probs"].tolist()
     assert parts[0] == [1, 1]
     assert parts[30] == pytest.approx([0, 1])
     assert parts[48] == pytest.approx([0, 0])
     eomt_cfg.MODEL.UNIVERSAL.MASK_ANNEALING = []
     model = build_model(eomt_cfg)
-    losses_of(model, batch, 59)
+    losses_of(model, batch, iteration=59)
     assert model.network.attn_mask_probs.tolist() == [1, 1]
 
 
