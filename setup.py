@@ -15,6 +15,11 @@ _JPEG2000 = ['imagecodecs>=2026.1.14; python_version >= "3.11"']  # no older one
 _POSTGRESQL = ["psycopg2-binary>=2.9"]
 _TIMM = ["timm>=1.0.20"]
 _TRANSFORMERS = ["transformers>=5.24"]
+_ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5.4"]
+_OPENVINO = ["openvino>=2025.4"]
+_VIDEO = ["av>=15"]
+_SUPERVISION = ["supervision>=0.27"]
+_HUB = ["huggingface_hub>=1"]
 # what stock Detectron2 needs to read the PNG tree, and a gauge of memory
 _BENCHMARK = ["opencv-python-headless>=4.8", "psutil>=5.9", "shapely>=2.0"]
 
@@ -107,6 +112,11 @@ setup(
         "postgresql": _POSTGRESQL,  # tools/search.py --storage postgresql://
         "timm": _TIMM,  # MODEL.BACKBONE.NAME "build_timm_fpn_backbone"
         "transformers": _TRANSFORMERS,  # MODEL.META_ARCHITECTURE "UniversalSegmentor"
+        "onnx": _ONNX,  # d2c export --format onnx
+        "openvino": _OPENVINO,  # d2c export --format openvino
+        "video": _VIDEO,  # d2c predict of video files and cameras
+        "supervision": _SUPERVISION,  # predictions as supervision.Detections
+        "hub": _HUB,  # exported folders on the Hugging Face Hub
         "benchmark": _BENCHMARK,  # tools/benchmark.py
         "docs": _DOCS,  # make docs
         "dev": [
@@ -126,6 +136,11 @@ setup(
             *_POSTGRESQL,
             *_TIMM,
             *_TRANSFORMERS,
+            *_ONNX,
+            *_OPENVINO,
+            *_VIDEO,
+            *_SUPERVISION,
+            *_HUB,
         ],
     },
 )

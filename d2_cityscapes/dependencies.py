@@ -34,12 +34,13 @@ def require_detectron2() -> None:
         raise MissingDetectron2Error(MISSING_DETECTRON2)
 
 
-def import_extra(module: str, needed_by: str) -> Any:
-    """A module of an extra of setup.py that has its name, imported where it is used.
+def import_extra(module: str, needed_by: str, *, extra: str | None = None) -> Any:
+    """A module of an extra of setup.py, imported where it is used.
 
     Args:
         module: e.g. "timm".
         needed_by: the config key and value, or whatever else the user has asked for.
+        extra: the extra, where it has another name than the module.
 
     Raises:
         D2CityscapesError: it is not installed, or cannot be imported.
@@ -48,8 +49,8 @@ def import_extra(module: str, needed_by: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise D2CityscapesError(
-            f"{needed_by} needs {module} ({error}): pip install 'd2_cityscapes[{module}]', or "
-            f"{module} by itself"
+            f"{needed_by} needs {module} ({error}): pip install "
+            f"'d2_cityscapes[{extra or module}]', or {module} by itself"
         ) from error
 
 
