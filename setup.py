@@ -112,8 +112,8 @@ setup(
         "postgresql": _POSTGRESQL,  # tools/search.py --storage postgresql://
         "timm": _TIMM,  # MODEL.BACKBONE.NAME "build_timm_fpn_backbone"
         "transformers": _TRANSFORMERS,  # MODEL.META_ARCHITECTURE "UniversalSegmentor"
-        "onnx": _ONNX,  # d2c export --format onnx
-        "openvino": _OPENVINO,  # d2c export --format openvino
+        "onnx": _ONNX,  # export to ONNX
+        "openvino": _OPENVINO,  # export to OpenVINO
         "video": _VIDEO,  # d2c predict of video files and cameras
         "supervision": _SUPERVISION,  # predictions as supervision.Detections
         "hub": _HUB,  # exported folders on the Hugging Face Hub
