@@ -211,7 +211,7 @@ def fake_gpu() -> Iterator[FakeCuda]:
 def _fake_cuda() -> FakeCuda:
     """Not entered, but all that reads the true torch is imported: torch.jit.script does."""
     pytest.importorskip("detectron2")
-    import d2_cityscapes.engine.prediction
+    import d2_cityscapes.engine.prediction.run
     import d2_cityscapes.engine.trainer  # noqa: F401
 
     return FakeCuda()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.engine.picture_files import (
+from d2_cityscapes.engine.prediction.pictures import (
     MARK,
     PictureError,
     find_pictures,

@@ -1,26 +1,17 @@
-"""What a trained model sees in pictures of one's own.
-
-Shape letters: H, W pixels of a picture.
-"""
+"""Pictures of one's own become drawings and maps of what a model sees in them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from d2_cityscapes.data.mapper import CityscapesShardMapper
 from d2_cityscapes.drawing.overlay import draw_instance_ids
-from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer
-from d2_cityscapes.engine.out_of_memory import during, images_in_words
-from d2_cityscapes.engine.picture_files import (
+from d2_cityscapes.engine.prediction.pictures import (
     DRAWN_SUFFIX,
     ENDINGS,
     MARK,
@@ -30,49 +21,13 @@ from d2_cityscapes.engine.picture_files import (
     is_drawn,
     read_picture,
 )
-from d2_cityscapes.engine.setup import ConfigError
+from d2_cityscapes.engine.prediction.predictor import Predictor
 from d2_cityscapes.evaluation.panoptic.instance_ids import ids_of_output
 from d2_cityscapes.files import check_folder, check_not_read
-from d2_cityscapes.modeling.build import build_model
-from d2_cityscapes.modeling.test_time.build import as_tested, augmented
 from d2_cityscapes.png import write_picture
 from d2_cityscapes.sources.names import IDS_SUFFIX
 
-__all__ = ["PictureError", "Predictor", "find_pictures", "predict_pictures"]
-
-
-class Predictor:
-    """A model with MODEL.WEIGHTS, which takes pictures as it was evaluated on them.
-
-    Attributes:
-        table: the classes, those of DATASETS.TEST.
-    """
-
-    def __init__(self, cfg: CfgNode) -> None:
-        """
-        Raises:
-            D2CityscapesError: no weights, or weights that do not fit.
-        """
-        if not cfg.MODEL.WEIGHTS:
-            raise ConfigError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
-        self._mapper = CityscapesShardMapper(cfg, False)
-        self.table = self._mapper.table
-        model = build_model(cfg).eval()
-        Checkpointer(model, table=self.table).load(cfg.MODEL.WEIGHTS)
-        seen = augmented if cfg.TEST.AUG.ENABLED else as_tested
-        self._model = seen(cfg, model)
-
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """The model's output for one picture, at the picture's size.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-        """
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        height, width = image.shape[:2]
-        inputs = {"image": self._mapper.augment(pixels).pixels, "height": height, "width": width}
-        with torch.no_grad(), during(partial(images_in_words, [inputs])):
-            return self._model([inputs])[0]
+__all__ = ["predict_pictures"]
 
 
 def predict_pictures(cfg: CfgNode, inputs: Sequence[Path], output: Path) -> FoundPictures:
