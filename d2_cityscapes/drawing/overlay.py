@@ -20,6 +20,7 @@ __all__ = ["draw_instance_ids", "segment_color", "side_by_side"]
 
 _STUFF_OPACITY, _THING_OPACITY = 0.45, 0.65
 _NAMED_AREA = 0.003  # of the picture: smaller segments get no name
+_AT_ONCE = 1 << 20  # pixels that are painted together
 _GAP, _CAPTION = 8, 34  # pixels between and above panels
 
 
@@ -42,28 +43,32 @@ def draw_instance_ids(
     Returns:
         (h, w, 3) uint8 RGB.
     """
-    size = (width, max(1, round(image.shape[0] * width / image.shape[1])))
-    base = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    rows = np.arange(size[1]) * instance_ids.shape[0] // size[1]
-    columns = np.arange(size[0]) * instance_ids.shape[1] // size[0]
-    ids = instance_ids[rows[:, None], columns]
-
-    values, segments = np.unique(ids, return_inverse=True)
-    segments = segments.reshape(ids.shape)
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    base, ids = _resized(image, (height, width)), _nearest(instance_ids, (height, width))
+    values = np.unique(np.concatenate([np.unique(ids[rows]) for rows in _bands(ids.shape)]))
+    segments = np.empty(ids.shape, dtype=np.uint16 if len(values) <= 1 << 16 else np.int32)
+    for rows in _bands(ids.shape):
+        segments[rows] = np.searchsorted(values, ids[rows])
     train_ids = table.train_id_of[values]
     things = table.thing_id_of_train[train_ids] >= 0
     colors = np.array([segment_color(int(v), table) for v in values], dtype=np.float32)
     opacity = np.where(things, _THING_OPACITY, _STUFF_OPACITY).astype(np.float32)
     opacity[train_ids == VOID_TRAIN_ID] = 0
-    weight = opacity[segments][..., None]
-    picture = base * (1 - weight) + colors[segments] * weight
 
     inner, outer = _outlines(segments, things)
-    picture[outer] *= 0.35
-    picture[inner] = 0.25 * picture[inner] + 0.75 * 255
-    canvas = Image.fromarray(picture.round().astype(np.uint8))
+    painted = np.empty_like(base)
+    order = np.zeros(len(values), dtype=np.int64)
+    for rows in _bands(ids.shape):
+        own = segments[rows]
+        order += np.bincount(own.ravel(), minlength=len(values))
+        weight = opacity[own][..., None]
+        picture = base[rows] * (1 - weight) + colors[own] * weight
+        picture[outer[rows]] *= 0.35
+        picture[inner[rows]] = 0.25 * picture[inner[rows]] + 0.75 * 255
+        painted[rows] = picture.round().astype(np.uint8)
+    del inner, outer
+    canvas = Image.fromarray(painted)
     pen = ImageDraw.Draw(canvas)
-    order = np.bincount(segments.ravel(), minlength=len(values))
     for index in np.argsort(-order):
         if train_ids[index] != VOID_TRAIN_ID and order[index] >= _NAMED_AREA * ids.size:
             _write_name(
@@ -98,6 +103,29 @@ def side_by_side(panels: Mapping[str, np.ndarray]) -> np.ndarray:
         canvas.paste(Image.fromarray(panel), (left, _CAPTION))
         left += panel.shape[1] + _GAP
     return np.asarray(canvas)
+
+
+def _bands(shape: tuple[int, ...]) -> list[slice]:
+    """Rows of (h, w) that are painted together, so that no floats of all pixels are held."""
+    step = max(_AT_ONCE // max(shape[1], 1), 1)
+    return [slice(top, top + step) for top in range(0, shape[0], step)]
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) uint8."""
+    if image.shape[:2] == size:
+        return image
+    height, width = size
+    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) of an (H, W) map."""
+    if ids.shape == size:
+        return ids
+    rows, columns = (np.arange(new) * old // new for old, new in zip(ids.shape, size, strict=True))
+    return ids[rows[:, None], columns]
 
 
 def _outlines(segments: np.ndarray, things: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
-from d2_cityscapes.modeling.panoptic.postprocessing import postprocess_instances
+from d2_cityscapes.modeling.panoptic.postprocessing import CROPPED, postprocess_instances
 from d2_cityscapes.modeling.small_instances import are_weighted, weighted_semantic_losses
 from d2_cityscapes.modeling.void import zero_if_void
 
@@ -61,7 +61,13 @@ class StagedRCNN(_Staged, GeneralizedRCNN):
         if not do_postprocess:
             return found
         return [
-            {"instances": postprocess_instances(own, _wanted_size(inputs, own.image_size))}
+            {
+                "instances": postprocess_instances(
+                    own,
+                    _wanted_size(inputs, own.image_size),
+                    cropped=inputs.get(CROPPED, False),
+                )
+            }
             for own, inputs in zip(found, batched_inputs, strict=True)
         ]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from d2_cityscapes.drawing import overlay
 from d2_cityscapes.drawing.overlay import draw_instance_ids, segment_color, side_by_side
 from d2_cityscapes.labels import CITYSCAPES
 
@@ -72,3 +73,11 @@ def test_panels_stand_in_a_row_in_order() -> None:
     assert picture.shape[1] > 150
     assert [picture[-1, x].tolist() for x in (0, -1)] == [[10] * 3, [30] * 3]
     assert (picture[-1] == 20).all(axis=1).sum() == 50
+
+
+def test_painted_in_bands_it_is_the_same(paint: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = paint(3, (61, 90))
+    picture = np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8)
+    whole = draw_instance_ids(picture, ids, width=90)
+    monkeypatch.setattr(overlay, "_AT_ONCE", 7 * 90)
+    assert (draw_instance_ids(picture, ids, width=90) == whole).all()

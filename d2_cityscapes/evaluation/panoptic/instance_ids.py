@@ -22,6 +22,7 @@ from d2_cityscapes.evaluation.panoptic.map_scores import (
 )
 from d2_cityscapes.labels import CITYSCAPES, INSTANCE_DIVISOR, LabelClass, LabelTable
 from d2_cityscapes.layers.best_classes import best_classes
+from d2_cityscapes.structures.cropped_masks import CroppedMasks
 
 __all__ = [
     "ids_of_detections",
@@ -34,15 +35,18 @@ __all__ = [
 _VOID = -1  # beside 0
 
 
-def ids_of_output(output: dict[str, Any], table: LabelTable = CITYSCAPES) -> np.ndarray:
+def ids_of_output(
+    output: dict[str, Any], table: LabelTable = CITYSCAPES, *, score_threshold: float = 0.5
+) -> np.ndarray:
     """(H, W) int32 instance ids of what a model predicts for an image, in its richest form.
 
-    That is panoptic, else instances of a score of at least 0.5, painted as boxes where they have no
-    masks, else semantics, in plain label ids.
+    That is panoptic, else instances of at least the least score, painted as boxes where they have
+    no masks, else semantics, in plain label ids.
 
     Args:
         output: one of the dicts that a Detectron2 model returns.
         table: the classes.
+        score_threshold: the least score of instances that are not panoptic.
 
     Raises:
         InvalidMapError: what the classes do not have a place for.
@@ -56,13 +60,16 @@ def ids_of_output(output: dict[str, Any], table: LabelTable = CITYSCAPES) -> np.
     detections = detections_of(found, table)
     if found.has("pred_masks"):
         masks = found.pred_masks
+        masks = masks if isinstance(masks, CroppedMasks) else masks.numpy()
     else:
         height, width = found.image_size
         y, x = torch.arange(height)[:, None], torch.arange(width)
         boxes = torch.from_numpy(detections.boxes)
         left, top, right, bottom = boxes[:, :, None, None].unbind(dim=1)
-        masks = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    return ids_of_detections(masks.numpy(), detections.thing_ids, detections.scores, table)
+        masks = ((x >= left) & (x < right) & (y >= top) & (y < bottom)).numpy()
+    return ids_of_detections(
+        masks, detections.thing_ids, detections.scores, table, score_threshold=score_threshold
+    )
 
 
 def ids_of_panoptic(
@@ -111,7 +118,7 @@ def ids_of_panoptic(
 
 
 def ids_of_detections(
-    masks: np.ndarray,
+    masks: np.ndarray | CroppedMasks,
     thing_ids: np.ndarray,
     scores: np.ndarray,
     table: LabelTable = CITYSCAPES,
@@ -136,7 +143,12 @@ def ids_of_detections(
     ids = np.zeros(masks.shape[1:], dtype=np.int32)
     kept = [i for i in np.argsort(-scores, kind="stable") if scores[i] >= score_threshold]
     for number, i in reversed(list(enumerate(kept))):
-        ids[masks[i]] = _encode(table.things[thing_ids[i]], number)
+        value = _encode(table.things[thing_ids[i]], number)
+        if isinstance(masks, CroppedMasks):
+            crop = masks.crop(i)
+            ids[crop.place][crop.pixels] = value
+        else:
+            ids[masks[i]] = value
     return ids
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,8 +21,11 @@ from torch.nn import functional as F
 
 from d2_cityscapes.layers.best_classes import best_classes
 from d2_cityscapes.modeling.panoptic.fusion import pixels_around
+from d2_cityscapes.structures.cropped_masks import Crop, CroppedMasks
 
 __all__ = [
+    "CROPPED",
+    "crop_masks",
     "empty_masks",
     "paste_masks",
     "postprocess_instances",
@@ -30,6 +34,9 @@ __all__ = [
 ]
 
 Size = tuple[int, int]
+# A key of a model's input, beside "height": True for pred_masks as `CroppedMasks`.
+CROPPED = "cropped_masks"
+_AT_ONCE = 2**22  # pixels of a mask that are sampled together: 50 MB of float32 and of places
 
 
 def resize_scores(logits: Tensor, image_size: Size, output_size: Size) -> Tensor:
@@ -82,13 +89,16 @@ def _interpolate(logits: Tensor, size: Size) -> Tensor:
     return result[0]
 
 
-def postprocess_instances(detections: Instances, output_size: Size) -> Instances:
+def postprocess_instances(
+    detections: Instances, output_size: Size, *, cropped: bool = False
+) -> Instances:
     """What `detector_postprocess` makes of them, by `paste_masks`.
 
     Args:
         detections: of the size of the image, with `pred_boxes`, and if it has masks `pred_masks`
             (N, 1, M, M) probabilities. The boxes are scaled in place.
         output_size: of the result, whose `pred_masks` are (N, H, W) bool.
+        cropped: the same as `CroppedMasks`, so that memory does not grow with N bitmaps.
     """
     fields = detections.get_fields()
     if "pred_masks" not in fields:
@@ -102,7 +112,8 @@ def postprocess_instances(detections: Instances, output_size: Size) -> Instances
     )
     cells = found.mask_cells
     found.remove("mask_cells")
-    found.pred_masks = paste_masks(cells, found.pred_boxes.tensor, output_size)
+    paste = crop_masks if cropped else paste_masks
+    found.pred_masks = paste(cells, found.pred_boxes.tensor, output_size)
     return found
 
 
@@ -119,18 +130,47 @@ def paste_masks(cells: Tensor, boxes: Tensor, size: Size, threshold: float = 0.5
         size: (H, W).
         threshold: least probability inside.
     """
-    height, width = size
     masks = empty_masks(len(cells), size, cells.device)
+    for mask, (x0, y0, x1, _), bands in zip(
+        masks, pixels_around(boxes, size), _sampled(cells, boxes, size), strict=True
+    ):
+        for band in bands:
+            torch.ge(band, threshold, out=mask[y0 : y0 + len(band), x0:x1])
+            y0 += len(band)
+    return masks
+
+
+@torch.no_grad()
+def crop_masks(cells: Tensor, boxes: Tensor, size: Size, threshold: float = 0.5) -> CroppedMasks:
+    """What `paste_masks` gives, in main memory, of each mask the part that its box reaches."""
+    return CroppedMasks(size, _crops(cells, boxes, size, threshold))
+
+
+def _crops(cells: Tensor, boxes: Tensor, size: Size, threshold: float) -> Iterator[Crop]:
+    for (x0, y0, x1, _), bands in zip(
+        pixels_around(boxes, size), _sampled(cells, boxes, size), strict=True
+    ):
+        parts = [(band >= threshold).cpu().numpy() for band in bands]
+        pixels = np.concatenate(parts) if parts else np.zeros((0, x1 - x0), dtype=bool)
+        yield Crop(y0, x0, pixels)
+
+
+def _sampled(cells: Tensor, boxes: Tensor, size: Size) -> Iterator[Iterator[Tensor]]:
+    """For each mask its probabilities in `pixels_around` its box, some rows at a time."""
+    height, width = size
     cells = cells if cells.is_floating_point() else cells.float()
     columns = _places(width, boxes[:, 0], boxes[:, 2]).to(cells.dtype)
     rows = _places(height, boxes[:, 1], boxes[:, 3]).to(cells.dtype)
-    for mask, own, row, column, (x0, y0, x1, y1) in zip(
-        masks, cells, rows, columns, pixels_around(boxes, size), strict=True
+    for own, row, column, (x0, y0, x1, y1) in zip(
+        cells, rows, columns, pixels_around(boxes, size), strict=True
     ):
-        place = torch.stack(torch.meshgrid(column[x0:x1], row[y0:y1], indexing="xy"), dim=2)
-        sampled = F.grid_sample(own[None, None], place[None], align_corners=False)
-        torch.ge(sampled[0, 0], threshold, out=mask[y0:y1, x0:x1])
-    return masks
+        yield _bands(own, row[y0:y1], column[x0:x1])
+
+
+def _bands(cells: Tensor, rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
+    for part in rows.split(max(_AT_ONCE // max(len(columns), 1), 1)):
+        place = torch.stack(torch.meshgrid(columns, part, indexing="xy"), dim=2)
+        yield F.grid_sample(cells[None, None], place[None], align_corners=False)[0, 0]
 
 
 def _places(length: int, start: Tensor, end: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from d2_cityscapes.modeling.freezing.guard import KeepsFrozen
 from d2_cityscapes.modeling.options import nothing, put_into_force
 from d2_cityscapes.modeling.panoptic.fusion import fuse_panoptic
 from d2_cityscapes.modeling.panoptic.postprocessing import (
+    CROPPED,
     postprocess_instances,
     resize_scores,
     resize_to_labels,
@@ -198,7 +199,8 @@ class SeamlessPanoptic(KeepsFrozen, PanopticFPN):
             sem_seg = resize_scores(logits, image_size, size)
         else:
             sem_seg = resize_to_labels(logits, padded_size, image_size, size)
-        return self.combined(sem_seg, postprocess_instances(detections, size))
+        cropped = inputs.get(CROPPED, False)
+        return self.combined(sem_seg, postprocess_instances(detections, size, cropped=cropped))
 
 
 def _sizes(inputs: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:

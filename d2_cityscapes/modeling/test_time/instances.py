@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.structures import Instances
 
-from d2_cityscapes.modeling.panoptic.postprocessing import postprocess_instances
+from d2_cityscapes.modeling.panoptic.postprocessing import CROPPED, postprocess_instances
 
 __all__ = ["InstanceViews"]
 
@@ -46,7 +46,7 @@ class InstanceViews(GeneralizedRCNNWithTTA):
             shown = self._rescale_detected_boxes(views, found, transforms)
             outputs = self._batch_inference(views, shown)
             found.pred_masks = self._reduce_pred_masks(outputs, transforms)
-            found = postprocess_instances(found, size)
+            found = postprocess_instances(found, size, cropped=input.get(CROPPED, False))
         return {"instances": found}
 
     def _batch_inference(
