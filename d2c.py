@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": ("evaluate_panoptic", "score anybody's panoptic predictions"),
     "report": ("report", "write the report page of a training"),
     "convert": ("convert_weights", "convert weights from and to other code bases"),
+    "export": ("export", "export a trained model to run elsewhere: ONNX, OpenVINO, ..."),
     "benchmark": ("benchmark", "measure this package beside stock Detectron2"),
     "doctor": ("doctor", "look for what keeps a training from working here"),
     "install-detectron2": ("install_detectron2", "install Detectron2 into this Python"),
@@ -68,6 +69,13 @@ def run_command(
     if program:
         sys.argv[0] = program
     _plain_import("d2_cityscapes.errors").run(lambda: command.main(argv))
+
+
+def __getattr__(name: str) -> object:
+    """``d2c.load``, for those who import the command in place of the package."""
+    if name != "load":
+        raise AttributeError(f"module 'd2c' has no attribute {name!r}")
+    return importlib.import_module("d2_cityscapes").load
 
 
 def _complete() -> None:

@@ -14,20 +14,23 @@ from d2_cityscapes.dependencies import lazy_exports, require_detectron2
 from d2_cityscapes.errors import MissingDetectron2Error
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_d2_cityscapes_config", "get_cfg", "register_components"]
+__all__ = ["__version__", "add_d2_cityscapes_config", "get_cfg", "load", "register_components"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "get_cfg": "d2_cityscapes.config",
         "add_d2_cityscapes_config": "d2_cityscapes.config",
+        "load": "d2_cityscapes.engine.prediction.load",
     },
 )
 
 _REGISTERING = (
     "data.register",
     "data.shard_folders",
+    "engine.checkpoints.address",
     "modeling.anchors.generator",
+    "modeling.anchors.rounded",
     "modeling.backbones.build",
     "modeling.box_head",
     "modeling.deeplab",

@@ -28,7 +28,13 @@ from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.png import write_picture
 from d2_cityscapes.shards.file import ShardFile
 
-__all__ = ["PanopticSubmissionWriter", "SemSegSubmissionWriter"]
+__all__ = [
+    "PanopticSubmissionWriter",
+    "SemSegSubmissionWriter",
+    "as_colors",
+    "panoptic_categories",
+    "panoptic_segments",
+]
 
 
 class SemSegSubmissionWriter(DatasetEvaluator):
@@ -81,14 +87,13 @@ class PanopticSubmissionWriter(DatasetEvaluator):
         self._entries: dict[str, tuple[dict, dict]] = {}  # image and annotation of the JSON
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        label_id_of = self.table.label_id_of_train[self.table.train_id_of]
         for image, output in zip(inputs, outputs, strict=True):
             file_name = f"{image['image_id']}_panoptic.png"
             path = file_below(self.folder, file_name)
             panoptic, segments_info = output["panoptic_seg"]
             with naming_image(image, "panoptic_seg"):
                 ids = ids_of_panoptic(panoptic, segments_info, self.table)
-            write_picture(path, _as_colors(ids))
+            write_picture(path, as_colors(ids))
             height, width = ids.shape
             self._entries[image["image_id"]] = (
                 {
@@ -100,11 +105,7 @@ class PanopticSubmissionWriter(DatasetEvaluator):
                 {
                     "image_id": image["image_id"],
                     "file_name": file_name,
-                    "segments_info": [
-                        {"id": i, "category_id": int(label_id_of[i])}
-                        for i in np.flatnonzero(np.bincount(ids.ravel())).tolist()
-                        if i > 0
-                    ],
+                    "segments_info": panoptic_segments(ids, self.table),
                 },
             )
 
@@ -115,16 +116,28 @@ class PanopticSubmissionWriter(DatasetEvaluator):
             document: dict[str, Any] = {
                 "images": [image for image, _ in entries],
                 "annotations": [annotation for _, annotation in entries],
-                "categories": [
-                    {"id": c.label_id, "name": c.name, "color": c.color, "isthing": int(c.is_thing)}
-                    for c in self.table.classes
-                ],
+                "categories": panoptic_categories(self.table),
             }
             path = self.folder.with_name(f"{self.folder.name}.json")
             write_atomically(path, [json.dumps(document).encode()])
         return {}
 
 
-def _as_colors(ids: np.ndarray) -> np.ndarray:
+def panoptic_categories(table: LabelTable) -> list[dict[str, Any]]:
+    """The classes as "categories" of a COCO panoptic JSON, whose ids are label ids."""
+    return [
+        {"id": c.label_id, "name": c.name, "color": c.color, "isthing": int(c.is_thing)}
+        for c in table.classes
+    ]
+
+
+def panoptic_segments(ids: np.ndarray, table: LabelTable) -> list[dict[str, Any]]:
+    """ "segments_info" of (H, W) instance ids, which are the ids of the segments."""
+    label_id_of = table.label_id_of_train[table.train_id_of]
+    found = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+    return [{"id": i, "category_id": int(label_id_of[i])} for i in found if i > 0]
+
+
+def as_colors(ids: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 picture of (H, W) ids, the low byte in red."""
     return np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]
