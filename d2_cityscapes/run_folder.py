@@ -17,6 +17,7 @@ __all__ = [
     "PICTURES",
     "RESULTS",
     "evaluation_folder",
+    "portable",
     "written_by_training",
 ]
 
@@ -59,8 +60,14 @@ def evaluation_folder(output_dir: str | Path, datasets: Sequence[str]) -> Path:
     return folder
 
 
+def portable(path: Path) -> Path:
+    """The file of the weights alone, ``.safetensors``, beside a file of PyTorch."""
+    return path.with_suffix(".safetensors")
+
+
 def written_by_training(output_dir: str | Path) -> list[Path]:
     """The files of a folder that a training into it writes anew, checkpoints that are there too."""
     folder = Path(output_dir)
-    names = (*_OF_A_TRAINING, RESULTS)
-    return [*(folder / name for name in names), *folder.glob("model_*.pth")]
+    paths = [folder / name for name in (*_OF_A_TRAINING, RESULTS)]
+    paths += [portable(folder / name) for name in (FINAL, FINAL_AVERAGE)]
+    return [*paths, *folder.glob("model_*.pth")]

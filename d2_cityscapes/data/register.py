@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from d2_cityscapes.errors import D2CityscapesError, nearest
-from d2_cityscapes.files import expanded
+from d2_cityscapes.files import expanded, file_sha256
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, VOID_TRAIN_ID, LabelTable
 from d2_cityscapes.shards.file import PREPARE, ShardError
 from d2_cityscapes.shards.reader import INDEX_NAME, ShardReader
@@ -24,6 +24,7 @@ __all__ = [
     "TEST_DATASET",
     "datasets_root",
     "has_truth",
+    "index_digests",
     "label_table_of",
     "load_shards",
     "not_registered",
@@ -92,6 +93,7 @@ def register_cityscapes_shards(
         stuff_colors=[c.color for c in table.classes],
         ignore_label=VOID_TRAIN_ID,
         label_table=table,
+        shard_folder=None if root is None else str(root),
         tasks=_TASKS if labelled else (),
     )
 
@@ -151,6 +153,26 @@ def shard_files(names: Sequence[str]) -> Iterator[Path]:
     yield from {shard.with_name(INDEX_NAME) for shard in shards}
 
 
+def index_digests(names: Sequence[str]) -> dict[str, str]:
+    """Name -> SHA-256 of the index.json of its shards, which has the checksum of each of them.
+
+    Data sets of other packages, and of a folder that has lost its index, are left out.
+    """
+    found = {}
+    for name in names:
+        meta = MetadataCatalog.get(name)
+        if meta.get("label_table") is not None:
+            index = _folder(meta.get("shard_folder"), meta.label_table) / INDEX_NAME
+            if index.is_file():
+                found[name] = file_sha256(index)
+    return found
+
+
+def _folder(root: str | Path | None, table: LabelTable) -> Path:
+    """The folder of shards; of None, that of the table below `datasets_root`."""
+    return datasets_root() / f"{table.name}_shards" if root is None else Path(root)
+
+
 def load_shards(
     root: str | Path | None = None,
     *,
@@ -173,7 +195,7 @@ def load_shards(
             one image, which has no halves.
     """
     if root is None:
-        root = datasets_root() / f"{table.name}_shards"
+        root = _folder(root, table)
         if not root.is_dir():
             raise ShardError(
                 f"{root}: no such folder; set DETECTRON2_DATASETS to the folder that holds "

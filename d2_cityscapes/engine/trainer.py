@@ -32,7 +32,7 @@ from d2_cityscapes.engine.checkpoints.resume import (
     regrouped,
     run_settings,
 )
-from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
+from d2_cityscapes.engine.checkpoints.saving import about_training, complete_final_weights
 from d2_cityscapes.engine.computing import computing, refused_in_a_line
 from d2_cityscapes.engine.distributed import distribute, scale_to_world
 from d2_cityscapes.engine.hook_order import hooks_in_order
@@ -98,6 +98,7 @@ class Trainer(DefaultTrainer):
             trained=optimized_parameters(optimizer),
             table=label_table_of(cfg.DATASETS.TRAIN),
             other_anchors=cfg.MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER,
+            about=about_training(cfg),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,15 +20,21 @@ from d2_cityscapes.engine.checkpoints.fetching import fetch_weights
 from d2_cityscapes.engine.checkpoints.load_report import LoadReport, make_report, shortened
 from d2_cityscapes.engine.checkpoints.saving import (
     save_checkpoint,
-    save_weights,
+    save_portable,
     tag_checkpoint,
+)
+from d2_cityscapes.engine.checkpoints.weights_file import (
+    HEURISTICS,
+    About,
+    read_weights_file,
+    write_weights_file,
 )
 from d2_cityscapes.labels import LabelTable
 from d2_cityscapes.labels.record import CLASSES, class_record, mapped_lines
 from d2_cityscapes.modeling.universal.hub import hub_classes, hub_config, hub_weights, is_hub
 from d2_cityscapes.modeling.universal.segmentor import UniversalSegmentor
-from d2_cityscapes.run_folder import LAST_CHECKPOINT
-from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file
+from d2_cityscapes.run_folder import FINAL, LAST_CHECKPOINT
+from d2_cityscapes.tensor_files import TensorFileError
 
 __all__ = ["CheckpointError", "Checkpointer", "last_checkpoint"]
 
@@ -72,6 +79,7 @@ class Checkpointer(DetectionCheckpointer):
         trained: Iterable[nn.Parameter] | None = None,
         table: LabelTable | None = None,
         other_anchors: bool = False,
+        about: About | None = None,
         **checkpointables: Any,
     ):
         """
@@ -84,6 +92,7 @@ class Checkpointer(DetectionCheckpointer):
                 against those of what is loaded; None for neither.
             other_anchors: cfg.MODEL.ANCHOR_GENERATOR.KMEANS.ALLOW_OTHER, for weights that a
                 training begins from.
+            about: what final weights in ``.safetensors`` tell beside the classes of `table`.
             checkpointables: as in `DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
@@ -93,6 +102,8 @@ class Checkpointer(DetectionCheckpointer):
         self._trained = {id(parameter) for parameter in trained}
         self._table = table
         self._other_anchors = other_anchors
+        record = None if table is None else class_record(table)
+        self._about = dataclasses.replace(about or About(), classes=record)
         self._path = ""  # of the file that is being loaded, for messages
         self._query = ""  # behind it
         self._purpose = "use"  # or "start" or "resume" a training
@@ -123,14 +134,20 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(self._local_file() if path else path, *args, **kwargs)
 
     def save(self, name: str, **extra: Any) -> None:
-        save_checkpoint(self, name, **self._class_record(), **extra)
+        """As `DetectionCheckpointer`; the final weights as ``.safetensors`` beside, too."""
+        save_checkpoint(self, name, **self._about.beside(), **extra)
+        path = Path(self.save_dir) / f"{name}.pth"
+        if path.name == FINAL and self.save_dir:
+            self.save_portable(path)
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights alone, to use or to start from."""
-        save_weights(path, self.model.state_dict(), **self._class_record())
+        """Write the weights alone, to use or to start from, in both formats."""
+        write_weights_file(path, self.model.state_dict(), self._about)
+        self.save_portable(path)
 
-    def _class_record(self) -> dict[str, Any]:
-        return {} if self._table is None else {CLASSES: class_record(self._table)}
+    def save_portable(self, path: Path) -> None:
+        """See `d2_cityscapes.engine.checkpoints.saving.save_portable`."""
+        save_portable(self, path, self._about)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag_checkpoint(self, last_filename_basename)
@@ -155,7 +172,7 @@ class Checkpointer(DetectionCheckpointer):
             weights = hub_weights(folder, self.model.network)
             return {"model": weights, CLASSES: hub_classes(folder)}
         try:
-            content = read_tensor_file(filename)
+            content = read_weights_file(filename)
         except OSError as error:
             raise CheckpointError(f"{self._path}: cannot be read ({error.strerror})") from error
         except TensorFileError as error:
@@ -165,7 +182,7 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(f"{self._path}: cannot be read as weights (it holds a {kind})")
         checkpoint = _as_checkpoint(content, os.path.splitext(filename)[1])
         if self._query == "matching_heuristics=True":  # which Detectron2 after 0.6 knows
-            checkpoint["matching_heuristics"] = True
+            checkpoint[HEURISTICS] = True
         weights = checkpoint["model"]
         if not isinstance(weights, dict):
             raise CheckpointError(f"{self._path}: holds a {type(weights).__name__}, not weights")
@@ -246,8 +263,8 @@ def _as_checkpoint(content: dict[str, Any], suffix: str) -> dict[str, Any]:
     if suffix == ".pkl" and not {"model", "__author__"} <= content.keys():
         blobs = content.get("blobs", content)  # Caffe2's; of an ImageNet model it is the whole
         weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        return {"model": weights, "__author__": "Caffe2", HEURISTICS: True}
     if suffix == ".pyth":
         weights = content.get("model_state", content)
-        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        return {"model": weights, "__author__": "pycls", HEURISTICS: True}
     return content if "model" in content else {"model": content}

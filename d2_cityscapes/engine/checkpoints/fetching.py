@@ -8,6 +8,7 @@ import re
 
 from detectron2.utils.file_io import PathManager
 
+from d2_cityscapes.engine.checkpoints.address import file_of
 from d2_cityscapes.engine.checkpoints.errors import CheckpointError
 from d2_cityscapes.files import file_sha256
 
@@ -27,7 +28,8 @@ def fetch_weights(address: str) -> str:
     """The local file behind an address, fetched by Detectron2's path manager if need be.
 
     Args:
-        address: http(s)://, file:// or one of Detectron2's schemes; a path stays as it is.
+        address: http(s)://, file://, safetensors:// or one of Detectron2's schemes; a path stays as
+            it is.
 
     Raises:
         CheckpointError: no network, no such file there, or another content than its name says; what
@@ -36,7 +38,7 @@ def fetch_weights(address: str) -> str:
     if not is_address(address):
         return address
     try:
-        path = address.removeprefix("file://")
+        path = file_of(address.removeprefix("file://"))
         local = path if path != address else PathManager.get_local_path(address)
         if not os.path.isfile(local):
             raise FileNotFoundError("no such file")

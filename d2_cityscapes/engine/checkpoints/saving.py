@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from fvcore.common.checkpoint import Checkpointer
-from torch import Tensor
 
+from d2_cityscapes.data.register import index_digests
+from d2_cityscapes.engine.checkpoints.weights_file import About, write_weights_file
 from d2_cityscapes.files import write_atomically
-from d2_cityscapes.run_folder import FINAL, LAST_CHECKPOINT
+from d2_cityscapes.run_folder import FINAL, LAST_CHECKPOINT, portable
 from d2_cityscapes.tensor_files import write_tensor_file
 
 __all__ = [
+    "about_training",
     "complete_final_weights",
     "save_checkpoint",
-    "save_weights",
+    "save_portable",
     "tag_checkpoint",
 ]
 
@@ -37,9 +39,18 @@ def save_checkpoint(checkpointer: Checkpointer, name: str, **extra: Any) -> None
     checkpointer.tag_last_checkpoint(path.name)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], **extra: Any) -> None:
-    """Write weights to use or to start from, without what a resumed training needs."""
-    write_tensor_file(path, {"model": dict(weights), **extra})
+def about_training(cfg: CfgNode) -> About:
+    """What weights tell of the training that made them, whose config is in force."""
+    return About(config=cfg.dump(), data=index_digests(cfg.DATASETS.TRAIN))
+
+
+def save_portable(checkpointer: Checkpointer, path: Path, about: About) -> None:
+    """Write the weights alone as ``.safetensors`` beside a file of PyTorch.
+
+    Behind that one, which a training resumes from, and so can make this one if it is lost.
+    """
+    if checkpointer.save_to_disk:
+        write_weights_file(portable(path), checkpointer.model.state_dict(), about)
 
 
 def tag_checkpoint(checkpointer: Checkpointer, name: str) -> None:
@@ -48,10 +59,14 @@ def tag_checkpoint(checkpointer: Checkpointer, name: str) -> None:
 
 
 def complete_final_weights(trainer: DefaultTrainer) -> None:
-    """Write the final weights of a run that was killed between its last two checkpoints.
+    """Write the final weights of a run that was killed before they were there, in both formats.
 
     Detectron2 writes them after the last step only, which such a run has behind it when it resumes.
     """
     path = Path(trainer.cfg.OUTPUT_DIR) / FINAL
-    if trainer.start_iter >= trainer.max_iter and not path.is_file():
+    if trainer.start_iter < trainer.max_iter:
+        return
+    if not path.is_file():
         trainer.checkpointer.save(path.stem, iteration=trainer.iter)
+    elif not portable(path).is_file():
+        trainer.checkpointer.save_portable(path)

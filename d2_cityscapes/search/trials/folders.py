@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -152,7 +153,8 @@ def write_job(folder: Path, job: TrialJob, cfg: CfgNode) -> None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete what a trial goes on from, once it has ended."""
-    for path in (*folder.glob("model_*.pth"), folder / LAST_CHECKPOINT):
+    weights = folder.glob("model_*.pth"), folder.glob("model_*.safetensors")
+    for path in (*itertools.chain(*weights), folder / LAST_CHECKPOINT):
         path.unlink(missing_ok=True)
 
 

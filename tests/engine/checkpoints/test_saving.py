@@ -57,7 +57,8 @@ def test_what_was_there_stays(configure, tmp_path, disk_of):
 def test_an_average_that_cannot_be_written_ends_a_run_without_results(
     configure, tmp_path, disk_of, monkeypatch
 ):
-    monkeypatch.setattr("d2_cityscapes.engine.checkpoints.checkpointer.save_checkpoint", _nothing)
+    for final in ("save_checkpoint", "save_portable"):
+        monkeypatch.setattr(f"d2_cityscapes.engine.checkpoints.checkpointer.{final}", _nothing)
     with disk_of(3_000_000), pytest.raises(D2CityscapesError, match=r"final_ema.pth: cannot be wr"):
         train(configure("SOLVER.EMA_DECAY", "0.5"))
     assert not (tmp_path / "out/results.json").exists()
