@@ -269,7 +269,8 @@ def add_d2_cityscapes_config(cfg: CN) -> None:
     # stay; 0: the backbone's.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
     # How images of shards are resized: "torch", or "pil" as Detectron2 does it, which is several
-    # times slower; the two differ by up to 2 grey levels in about one value of a hundred.
+    # times slower; the two differ by up to 2 grey levels in about one value of a hundred. "plain":
+    # without antialiasing, as torchvision's detectors and OpenCV do, for weights of theirs.
     cfg.INPUT.RESIZE_BACKEND = "torch"
 
     # "SeamlessPanoptic", TEST.AUG and SLIDING_WINDOW predict as "sem_seg" (C, H, W) scores, as

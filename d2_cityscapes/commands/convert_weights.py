@@ -6,6 +6,9 @@ in the input is ever run as code. Each conversion has its own --help.
 examples:
   d2c convert torchvision-deeplab --input stage0/model_final.pth
       --output stage0/backbone.pth
+  d2c convert torchvision-rcnn --input maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth
+      --output coco.pth
+  d2c convert mmdetection --input mask_rcnn_r50_fpn_1x_cityscapes.pth --output rcnn.pth
   d2c convert coco-to-cityscapes --input model_final_f10217.pkl
       --output coco_cityscapes.pth --rider random
   d2c convert vistas-to-cityscapes --input stage0/model_final.pth --output begin.pth
@@ -30,10 +33,34 @@ __all__ = ["main"]
 TORCHVISION = """\
 ResNet in torchvision's names -> body of Detectron2's ResNet FPN.
 
-Takes a state dict (.pth) of a ResNet of any depth or of a model around one, such as
-deeplabv3_resnet50, or a checkpoint of DeepLabV3Segmentor. Heads are left behind and listed. The
-features stay the same under configs/Base-RCNN-FPN-Cityscapes.yaml: RGB, torchvision's mean and
-standard deviation, MODEL.RESNETS.STRIDE_IN_1X1 False.
+Takes a state dict (.pth) of a ResNet, ResNeXt or Wide ResNet of any depth, or of a model around
+one, such as deeplabv3_resnet50, or a checkpoint of DeepLabV3Segmentor. Heads are left behind and
+listed. The features stay the same under configs/Base-RCNN-FPN-Cityscapes.yaml: RGB, torchvision's
+mean and standard deviation, MODEL.RESNETS.STRIDE_IN_1X1 False.
+"""
+SEGMENTOR = """\
+DeepLabv3 of torchvision -> DeepLabV3Segmentor.
+
+Takes deeplabv3_resnet50 or 101, with the auxiliary head or without it, which then begins at random.
+Of the 21 classes of VOC, which torchvision publishes, those that Cityscapes has too keep their
+rows, and its others begin at random; weights of other classes stay as they are. Scores are
+torchvision's.
+"""
+RCNN = """\
+Faster or Mask R-CNN of torchvision -> Detectron2's.
+
+Takes fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn, of version 1 and 2, or an own training of
+such a network with any ResNet. Background becomes the last class; of COCO's 91 ids those stay that
+name a class. configs/converted/torchvision_mask_rcnn_R_50_FPN.yaml, and _v2, predict as torchvision
+does; the report says what else to set.
+"""
+MMDETECTION = """\
+Faster or Mask R-CNN of open-mmlab/mmdetection -> Detectron2's.
+
+Takes a checkpoint of version 2 or 3 with a ResNet and FPN, such as mask-rcnn_r50_fpn_1x_cityscapes.
+Classes of Cityscapes come into our order, by the names in its meta.
+configs/converted/mmdetection_mask_rcnn_R_50_FPN.yaml predicts as mmdetection does; the report says
+what else to set.
 """
 COCO = """\
 COCO detector of Detectron2 -> the 8 thing classes of Cityscapes.
@@ -80,10 +107,22 @@ DeepLabV3Segmentor, are refused.
 """
 
 
+_WITH_SEED = (
+    "torchvision-segmentor",
+    "coco-to-cityscapes",
+    "vistas-to-cityscapes",
+    "idd-to-cityscapes",
+)
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     riders = "\n".join(f"  {name:<11} {meaning}" for name, meaning in RIDERS.items())
     texts = {
         "torchvision-deeplab": TORCHVISION,
+        "torchvision-resnet": TORCHVISION,
+        "torchvision-segmentor": SEGMENTOR,
+        "torchvision-rcnn": RCNN,
+        "mmdetection": MMDETECTION,
         "coco-to-cityscapes": f"{COCO}\n{riders}\n",
         "vistas-to-cityscapes": VISTAS,
         "idd-to-cityscapes": IDD,
@@ -104,14 +143,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         out = "DIR" if kind == "to-detectron2" else "FILE"
         sub.add_argument("--input", type=Path, required=True, metavar="FILE", help="to read")
         sub.add_argument("--output", type=Path, required=True, metavar=out, help="to write")
+        if kind != "to-detectron2":
+            sub.add_argument("--details", action="store_true", help="a line for every tensor")
     coco = parsers["coco-to-cityscapes"]
     coco.add_argument("--rider", choices=RIDERS, default="random", help="rows of class rider")
-    for kind in ("coco-to-cityscapes", "vistas-to-cityscapes", "idd-to-cityscapes"):
+    for kind in _WITH_SEED:
         parsers[kind].add_argument("--seed", type=int, default=0, help="of its random numbers")
+    parsers["torchvision-rcnn"].add_argument(
+        "--norm-epsilon",
+        type=_epsilon,
+        metavar="E",
+        help="that the norms were trained with: by default 0 for frozen ones with COCO's 91 rows, "
+        "which is what torchvision publishes, otherwise 1e-5",
+    )
     parsers["to-detectron2"].add_argument(
         "--config-file", type=Path, metavar="FILE", help="by default config.yaml beside --input"
     )
     return parser.parse_args(argv)
+
+
+def _epsilon(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,8 +18,11 @@ __all__ = [
     "convert_file",
     "map_classes",
     "mask2former_to_universal",
+    "mmdetection_to_detectron2",
     "seamseg_to_detectron2",
+    "torchvision_rcnn_to_detectron2",
     "torchvision_to_detectron2",
+    "torchvision_to_segmentor",
 ]
 
 __getattr__ = lazy_exports(
@@ -28,8 +31,11 @@ __getattr__ = lazy_exports(
         "coco_to_cityscapes": "d2_cityscapes.convert.coco",
         "map_classes": "d2_cityscapes.convert.classes",
         "mask2former_to_universal": "d2_cityscapes.convert.mask2former",
+        "mmdetection_to_detectron2": "d2_cityscapes.convert.mmdetection",
         "seamseg_to_detectron2": "d2_cityscapes.convert.seamseg",
+        "torchvision_rcnn_to_detectron2": "d2_cityscapes.convert.torchvision_rcnn",
         "torchvision_to_detectron2": "d2_cityscapes.convert.torchvision_resnet",
+        "torchvision_to_segmentor": "d2_cityscapes.convert.torchvision_deeplab",
     },
     detectron2=False,
 )
@@ -44,8 +50,9 @@ def convert_file(
         kind: one of `CONVERSIONS`.
         input: the file to read; it stays as it is.
         output: the file to write, or for "to-detectron2" the folder.
-        options: "coco-to-cityscapes": rider, seed. "vistas-to-cityscapes", "idd-to-cityscapes":
-            seed. "to-detectron2": config_file.
+        options: "coco-to-cityscapes": rider, seed. "vistas-to-cityscapes", "idd-to-cityscapes",
+            "torchvision-segmentor": seed. "torchvision-rcnn": norm_epsilon. "to-detectron2":
+            config_file. All but the last: details, a line for every tensor.
 
     Returns:
         Lines that say what was converted, what was left behind, and what to know about it.

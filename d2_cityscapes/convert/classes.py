@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from d2_cityscapes.convert.files import Conversion, counted, read_checkpoint, write_weights
+from d2_cityscapes.convert.files import Conversion, counted, read_checkpoint, write_conversion
 from d2_cityscapes.convert.kinds import ConversionError
 from d2_cityscapes.convert.picked_rows import pick_rows
 from d2_cityscapes.labels import CITYSCAPES, IDD, VISTAS, LabelTable
@@ -41,7 +41,13 @@ SAME_MEANING = {
 
 
 def convert_class_file(
-    input: Path, output: Path, *, source: LabelTable, target: LabelTable, seed: int = 0
+    input: Path,
+    output: Path,
+    *,
+    source: LabelTable,
+    target: LabelTable,
+    seed: int = 0,
+    details: bool = False,
 ) -> tuple[str, ...]:
     """Read a file, map its classes, write another; returns the lines of the report.
 
@@ -49,6 +55,7 @@ def convert_class_file(
         input: weights that were trained for the classes of ``source``.
         output: the file to write.
         source, target, seed: see `map_classes`.
+        details: whether the report has a line for every tensor.
 
     Raises:
         ConversionError: as there; or the file says that it was trained for other classes.
@@ -60,8 +67,7 @@ def convert_class_file(
         found = map_classes(weights, source, target, seed=seed)
     except ConversionError as error:
         raise ConversionError(f"{input}: {error}") from error
-    write_weights(output, found.tensors, found.classes)
-    return (*found.report, f"wrote {output}")
+    return write_conversion(output, found, weights, details=details)
 
 
 convert_vistas_file = partial(convert_class_file, source=VISTAS, target=CITYSCAPES)

@@ -36,10 +36,11 @@ COCO_ID = {
 
 
 def convert_coco_file(
-    input: Path, output: Path, *, rider: str = "random", seed: int = 0
+    input: Path, output: Path, *, rider: str = "random", seed: int = 0, details: bool = False
 ) -> tuple[str, ...]:
     """See `coco_to_cityscapes` and `d2_cityscapes.convert.convert_file`."""
-    return convert_weights(partial(coco_to_cityscapes, rider=rider, seed=seed), input, output)
+    convert = partial(coco_to_cityscapes, rider=rider, seed=seed)
+    return convert_weights(convert, input, output, details=details)
 
 
 def coco_to_cityscapes(

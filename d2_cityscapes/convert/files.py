@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ __all__ = [
     "counted",
     "mismatch",
     "read_checkpoint",
+    "read_content",
     "read_weights",
+    "write_conversion",
     "write_weights",
 ]
 
@@ -38,33 +40,92 @@ class Conversion:
         report: lines for the user: what was converted and what was not.
         classes: what the rows of the heads stand for, see `d2_cityscapes.labels.record`; None where
             there are no heads, or nobody knows.
+        sources: name -> the name that the tensor had in the file, where it had another.
     """
 
     tensors: dict[str, Tensor]
     report: tuple[str, ...]
     classes: Mapping[str, Any] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def summary(self, weights: Mapping[str, Tensor]) -> str:
+        """What became of the tensors of a file, in numbers; `details` has the names."""
+        kinds = [line.split()[0] for line in self.details(weights)]
+        order = ("matched", "changed", "reshaped", "made", "skipped")
+        numbers = (f"{kinds.count(kind)} {kind}" for kind in order if kind in kinds)
+        return f"{counted(len(weights), 'tensor')} in the file: {', '.join(numbers)}"
+
+    def details(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """A line for every tensor, of the file or made.
+
+        "matched A -> B", with its values; "changed A -> B", of the same shape; "reshaped A (91,
+        1024) -> B (81, 1024)"; "made B"; "skipped A".
+        """
+        lines, used = [], set()
+        for ours, tensor in self.tensors.items():
+            theirs = self.sources.get(ours, ours)
+            used.add(theirs)
+            before = weights.get(theirs)
+            if before is None:
+                lines.append(f"made {ours}")
+            elif before.shape != tensor.shape:
+                shapes = tuple(before.shape), tuple(tensor.shape)
+                lines.append(f"reshaped {theirs} {shapes[0]} -> {ours} {shapes[1]}")
+            else:
+                same = before is tensor or before.equal(tensor)
+                names = ours if theirs == ours else f"{theirs} -> {ours}"
+                lines.append(f"{'matched' if same else 'changed'} {names}")
+        return lines + [f"skipped {name}" for name in weights if name not in used]
 
 
 def convert_weights(
-    convert: Callable[[Mapping[str, Tensor]], Conversion], input: Path, output: Path
+    convert: Callable[[Mapping[str, Tensor]], Conversion],
+    input: Path,
+    output: Path,
+    *,
+    details: bool = False,
 ) -> tuple[str, ...]:
-    """Read a file, convert its tensors, write another; returns the lines of the report."""
+    """Read a file, convert its tensors, write another; returns the lines of the report.
+
+    Args:
+        convert: from tensors to tensors.
+        input, output: the files.
+        details: whether the report has a line for every tensor.
+
+    Raises:
+        ConversionError: of `convert`, with the file; a file that cannot be read.
+    """
     weights = read_weights(input)
     try:
         found = convert(weights)
     except ConversionError as error:
         raise ConversionError(f"{input}: {error}", details=error.details) from error
+    return write_conversion(output, found, weights, details=details)
+
+
+def write_conversion(
+    output: Path, found: Conversion, weights: Mapping[str, Tensor], *, details: bool = False
+) -> tuple[str, ...]:
+    """Write what was made of the weights; returns the lines of the report."""
     write_weights(output, found.tensors, found.classes)
-    return (*found.report, f"wrote {output}")
+    listed = found.details(weights) if details else []
+    return (*found.report, found.summary(weights), *listed, f"wrote {output}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The first half of `read_checkpoint`."""
-    return read_checkpoint(path)[0]
+    """The second half of `read_content`."""
+    return read_content(path)[1]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
-    """Read name -> tensor, on the CPU, and the class record beside them, if there is one.
+    """As `read_content`, but of the rest of the file the class record only, if there is one."""
+    content, weights = read_content(path)
+    classes = content.get(CLASSES)
+    return weights, classes if isinstance(classes, Mapping) else None
+
+
+def read_content(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """Read all that a file holds, and of it name -> tensor, on the CPU.
 
     Args:
         path: a file of PyTorch with a state dict, ``{"model": state dict}`` or, as seamseg writes
@@ -96,8 +157,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
     strangers = [name for name, value in tensors.items() if value is None]
     if strangers:
         raise ConversionError(f"{path}: {strangers[0]!r} is no tensor, so these are not weights")
-    classes = content.get(CLASSES) if isinstance(content.get(CLASSES), Mapping) else None
-    return {str(name): value for name, value in tensors.items() if value is not None}, classes
+    found = {str(name): value for name, value in tensors.items() if value is not None}
+    return content, found
 
 
 def write_weights(

@@ -9,6 +9,10 @@ __all__ = ["CONVERSIONS", "RIDERS", "ConversionError"]
 # kind -> module and function (input, output, **options) -> lines of a report
 CONVERSIONS = {
     "torchvision-deeplab": ("torchvision_resnet", "convert_torchvision_file"),
+    "torchvision-resnet": ("torchvision_resnet", "convert_torchvision_file"),
+    "torchvision-segmentor": ("torchvision_deeplab", "convert_torchvision_segmentor_file"),
+    "torchvision-rcnn": ("torchvision_rcnn", "convert_torchvision_rcnn_file"),
+    "mmdetection": ("mmdetection", "convert_mmdetection_file"),
     "coco-to-cityscapes": ("coco", "convert_coco_file"),
     "vistas-to-cityscapes": ("classes", "convert_vistas_file"),
     "idd-to-cityscapes": ("classes", "convert_idd_file"),

@@ -101,9 +101,11 @@ _RULES = {
 _COUNTED_FROM = {rf"{_RES}": (2, 0, 1), r"backbone\.norm": (-1,)}  # groups that begin elsewhere
 
 
-def convert_mask2former_file(input: Path, output: Path) -> tuple[str, ...]:
+def convert_mask2former_file(
+    input: Path, output: Path, *, details: bool = False
+) -> tuple[str, ...]:
     """See `mask2former_to_universal` and `d2_cityscapes.convert.convert_file`."""
-    return convert_weights(mask2former_to_universal, input, output)
+    return convert_weights(mask2former_to_universal, input, output, details=details)
 
 
 def mask2former_to_universal(weights: Mapping[str, Tensor]) -> Conversion:
@@ -119,15 +121,18 @@ def mask2former_to_universal(weights: Mapping[str, Tensor]) -> Conversion:
     """
     alone = not any(name.startswith("sem_seg_head.") for name in weights)
     whole = _as_backbone if alone else _as_of_now
-    own = {whole(name): tensor for name, tensor in weights.items()}
+    names = {whole(name): name for name in weights}
+    own = {ours: weights[name] for ours, name in names.items()}
     left = [name for name in own if _IDLE.fullmatch(name)]
     tensors: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
     unknown = []
     for name, tensor in own.items():
         if name in left:
             continue
         found = dict(_renamed(name, tensor))
         tensors |= found
+        sources |= dict.fromkeys(found, names[name])
         if not found:
             unknown.append(f"unknown: {name}")
     if not tensors or unknown:
@@ -143,6 +148,7 @@ def mask2former_to_universal(weights: Mapping[str, Tensor]) -> Conversion:
             *_about(alone, rows, of_cityscapes),
         ),
         class_record(CITYSCAPES) if of_cityscapes else None,
+        sources,
     )
 
 

@@ -18,14 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from d2_cityscapes.convert.files import (
-    STEPS,
-    Conversion,
-    convert_weights,
-    counted,
-    mismatch,
-)
+from d2_cityscapes.convert.files import STEPS, Conversion, convert_weights, counted
 from d2_cityscapes.convert.kinds import ConversionError
+from d2_cityscapes.convert.renaming import AFFINE, NORM, WEIGHT, Layer, count_modules, rename
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.record import class_record
 
@@ -34,17 +29,14 @@ __all__ = ["convert_seamseg_file", "seamseg_to_detectron2"]
 CONFIG = "configs/panoptic/seamless_R_50_FPN.yaml"
 NORM_EPSILON = 1e-5  # which iABN adds to the absolute weight
 
-_WEIGHT = ("weight",)
-_AFFINE = ("weight", "bias")
-_NORM = ("weight", "bias", "running_mean", "running_var")
 _ROI = "roi_heads."
 _HIDDEN = {  # of a MiniDL: seamseg's name -> ours, tensors
-    "conv1_3x3": ("branch_local", _WEIGHT),
-    "conv1_dil": ("branch_dilated", _WEIGHT),
-    "conv1_glb": ("branch_context", _WEIGHT),
-    "bn1": ("branch_norm", _NORM),
-    "conv2": ("fuse", _WEIGHT),
-    "bn2": ("fuse_norm", _NORM),
+    "conv1_3x3": ("branch_local", WEIGHT),
+    "conv1_dil": ("branch_dilated", WEIGHT),
+    "conv1_glb": ("branch_context", WEIGHT),
+    "bn1": ("branch_norm", NORM),
+    "conv2": ("fuse", WEIGHT),
+    "bn2": ("fuse_norm", NORM),
 }
 _PREDICTORS = {
     "rpn_head.conv_obj": "proposal_generator.rpn_head.objectness_logits",
@@ -55,12 +47,10 @@ _PREDICTORS = {
     "sem_head.conv_sem": "sem_seg_head.predictor",
 }
 
-_Layer = tuple[str, str, tuple[str, ...]]  # seamseg's module, ours, tensors of both
 
-
-def convert_seamseg_file(input: Path, output: Path) -> tuple[str, ...]:
+def convert_seamseg_file(input: Path, output: Path, *, details: bool = False) -> tuple[str, ...]:
     """See `seamseg_to_detectron2` and `d2_cityscapes.convert.convert_file`."""
-    return convert_weights(seamseg_to_detectron2, input, output)
+    return convert_weights(seamseg_to_detectron2, input, output, details=details)
 
 
 def seamseg_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:
@@ -73,18 +63,8 @@ def seamseg_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:
     Raises:
         ConversionError: another network, or one with missing or additional tensors.
     """
-    names = {
-        f"{theirs}.{tensor}": f"{ours}.{tensor}"
-        for theirs, ours, tensors in _layers(weights)
-        for tensor in tensors
-    }
+    names = rename(weights, _layers(weights), "seamseg's panoptic network")
     steps = [name for name in weights if name.endswith(STEPS)]
-    problems = [
-        *(f"missing: {name}" for name in names.keys() - weights.keys()),
-        *(f"unknown: {name}" for name in weights.keys() - names.keys() - set(steps)),
-    ]
-    if problems:
-        raise mismatch("not seamseg's panoptic network", sorted(problems))
     _check_classes(weights)
     tensors = {ours: _value(theirs, ours, weights[theirs]) for theirs, ours in names.items()}
     statistics = ("running_mean", "running_var")
@@ -98,17 +78,18 @@ def seamseg_to_detectron2(weights: Mapping[str, Tensor]) -> Conversion:
             *_about(weights),
         ),
         class_record(CITYSCAPES) if _of_cityscapes(weights) else None,
+        {ours: theirs for theirs, ours in names.items()},
     )
 
 
-def _layers(weights: Mapping[str, Tensor]) -> Iterator[_Layer]:
+def _layers(weights: Mapping[str, Tensor]) -> Iterator[Layer]:
     """Every layer of the network, as large as the weights say it is."""
     yield from _body_layers(weights)
     fpn = "body.fpn."
-    for i in range(_count(weights, f"{fpn}lateral.")):
+    for i in range(count_modules(weights, f"{fpn}lateral.")):
         yield from _normed(f"{fpn}lateral.{i}.conv", f"backbone.fpn_lateral{i + 2}")
         yield from _normed(f"{fpn}output.{i}.conv", f"backbone.fpn_output{i + 2}")
-    for i in range(_count(weights, f"{fpn}extra.", least=0)):
+    for i in range(count_modules(weights, f"{fpn}extra.", least=0)):
         yield from _normed(f"{fpn}extra.{i}.conv", f"backbone.top_block.p{i + 6}")
     yield from _normed("rpn_head.conv1", "proposal_generator.rpn_head.conv")
     for k in (1, 2):
@@ -116,19 +97,19 @@ def _layers(weights: Mapping[str, Tensor]) -> Iterator[_Layer]:
     for k in range(1, 5):
         yield from _normed(f"roi_head.conv.conv{k}", f"{_ROI}mask_head.mask_fcn{k}")
     yield from _normed("roi_head.conv.conv_up", f"{_ROI}mask_head.deconv")
-    for i in range(_count(weights, "sem_head.output.")):
+    for i in range(count_modules(weights, "sem_head.output.")):
         for theirs, (ours, tensors) in _HIDDEN.items():
             yield f"sem_head.output.{i}.{theirs}", f"sem_seg_head.levels.p{i + 2}.{ours}", tensors
     for theirs, ours in _PREDICTORS.items():
-        yield theirs, ours, _AFFINE
+        yield theirs, ours, AFFINE
 
 
-def _body_layers(weights: Mapping[str, Tensor]) -> Iterator[_Layer]:
+def _body_layers(weights: Mapping[str, Tensor]) -> Iterator[Layer]:
     body, ours = "body.backbone.", "backbone.bottom_up."
     yield from _normed(f"{body}mod1.conv1", f"{ours}stem.conv1")
     convolutions = 3 if f"{body}mod2.block1.convs.conv3.weight" in weights else 2
     for stage in range(2, 6):
-        for i in range(_count(weights, f"{body}mod{stage}.block", first=1)):
+        for i in range(count_modules(weights, f"{body}mod{stage}.block", first=1)):
             block = f"{body}mod{stage}.block{i + 1}."
             for k in range(1, convolutions + 1):
                 yield from _normed(f"{block}convs.conv{k}", f"{ours}res{stage}.{i}.conv{k}")
@@ -136,17 +117,11 @@ def _body_layers(weights: Mapping[str, Tensor]) -> Iterator[_Layer]:
                 yield from _normed(f"{block}proj_conv", f"{ours}res{stage}.{i}.shortcut")
 
 
-def _normed(theirs: str, ours: str) -> tuple[_Layer, _Layer]:
+def _normed(theirs: str, ours: str) -> tuple[Layer, Layer]:
     """A layer without bias, and its norm: "fc1" and "bn1", "conv_up" and "bn_up"."""
     above, _, name = theirs.rpartition(".")
     norm = name.replace("conv", "bn").replace("fc", "bn")
-    return (theirs, ours, _WEIGHT), (f"{above}.{norm}", f"{ours}.norm", _NORM)
-
-
-def _count(weights: Mapping[str, Tensor], prefix: str, *, first: int = 0, least: int = 1) -> int:
-    """How many modules there are with numbers behind the prefix, counted from `first`."""
-    numbers = {n.removeprefix(prefix).split(".")[0] for n in weights if n.startswith(prefix)}
-    return max([least, *(int(n) - first + 1 for n in numbers if n.isdecimal())])
+    return (theirs, ours, WEIGHT), (f"{above}.{norm}", f"{ours}.norm", NORM)
 
 
 def _value(theirs: str, ours: str, tensor: Tensor) -> Tensor:
@@ -188,7 +163,7 @@ def _about(weights: Mapping[str, Tensor]) -> Iterator[str]:
     classes = len(weights["sem_head.conv_sem.weight"])
     things = len(weights["roi_head.roi_msk.weight"])
     anchors = len(weights["rpn_head.conv_obj.weight"])
-    levels = _count(weights, "body.fpn.extra.", least=0)
+    levels = count_modules(weights, "body.fpn.extra.", least=0)
     yield (
         f"{classes} classes, {things} of them things; {anchors} anchors of a cell; "
         f"MODEL.FPN.EXTRA_LEVELS {levels}"

@@ -130,7 +130,7 @@ def _rounding(cfg: CfgNode) -> list[str]:
         "SOLVER.CHANNELS_LAST True": cfg.SOLVER.CHANNELS_LAST,
         "MODEL.RESNETS.FOLD_FROZEN_NORM True": cfg.MODEL.RESNETS.FOLD_FROZEN_NORM,
         "MODEL.COMPILE True": cfg.MODEL.COMPILE,
-        "INPUT.RESIZE_BACKEND torch": cfg.INPUT.RESIZE_BACKEND == "torch",
+        f"INPUT.RESIZE_BACKEND {cfg.INPUT.RESIZE_BACKEND}": cfg.INPUT.RESIZE_BACKEND != "pil",
     }
     found = ", ".join(option for option, on in options.items() if on)
     lines = []

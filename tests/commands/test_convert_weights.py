@@ -43,6 +43,10 @@ def test_help(call):
     ("kind", "words"),
     [
         ("torchvision-deeplab", ["DeepLabV3Segmentor", "STRIDE_IN_1X1"]),
+        ("torchvision-resnet", ["ResNeXt", "--details"]),
+        ("torchvision-segmentor", ["DeepLabV3Segmentor", "VOC", "--seed"]),
+        ("torchvision-rcnn", ["maskrcnn_resnet50_fpn", "--norm-epsilon", "configs/converted/"]),
+        ("mmdetection", ["mask-rcnn_r50_fpn_1x_cityscapes", "version 2 or 3"]),
         ("coco-to-cityscapes", ["--rider", "--seed", "blob_stats", "model zoo"]),
         ("vistas-to-cityscapes", ["--seed", "Mapillary Vistas", "train among things"]),
         ("idd-to-cityscapes", ["--seed", "Indian Driving Dataset", "terrain"]),
@@ -86,9 +90,25 @@ def test_options_reach_the_conversion(call, coco, tmp_path):
     assert not torch.equal(rows[0], rows[2])
 
 
+def test_details(call, coco, tmp_path):
+    """A line for every tensor, only where they are asked for."""
+    arguments = ["coco-to-cityscapes", "--input", coco, "--output", tmp_path / "out.pth"]
+    _, short, _ = call(*arguments)
+    _, long, _ = call(*arguments, "--details")
+    assert "5 tensors in the file: 1 matched, 4 reshaped\n" in short
+    assert "matched backbone.stem\n" in long
+    assert len(long.splitlines()) == len(short.splitlines()) + 5
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["caffe"], ["to-detectron2"], ["coco-to-cityscapes", "--rider", "horse"]],
+    [
+        [],
+        ["caffe"],
+        ["to-detectron2"],
+        ["coco-to-cityscapes", "--rider", "horse"],
+        ["torchvision-rcnn", "--input", "a", "--output", "b", "--norm-epsilon", "-1"],
+    ],
 )
 def test_wrong_usage(call, arguments):
     code, _, err = call(*arguments)

@@ -52,8 +52,8 @@ def torchvision_features(model: torch.nn.Module, images: torch.Tensor) -> dict[s
     return features
 
 
-def detectron2_model(repository, depth: int, norm: str) -> torch.nn.Module:
-    opts = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", norm]
+def detectron2_model(repository, depth: int, norm: str, keys: str = "") -> torch.nn.Module:
+    opts = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", norm, *keys.split()]
     if depth < 50:
         opts += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
     cfg = load_config(repository / "configs" / "Base-RCNN-FPN-Cityscapes.yaml", opts)
@@ -76,6 +76,46 @@ def test_features_are_torchvisions(repository, tmp_path, depth, norm):
         assert features.std() > 0.05, "features that say nothing"
         torch.testing.assert_close(found[name], features, rtol=0, atol=1e-4)
     assert found["res5"].shape[-2:] == (2, 4)  # stride 32
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "keys"),
+    [
+        ("resnet34", "ResNet-34", "DEPTH 34 MODEL.RESNETS.RES2_OUT_CHANNELS 64"),
+        ("resnet152", "ResNet-152", "DEPTH 152"),
+        ("resnext50_32x4d", "ResNeXt-50 32x4d", "NUM_GROUPS 32 MODEL.RESNETS.WIDTH_PER_GROUP 4"),
+        ("resnext101_32x8d", "ResNeXt-101 32x8d", "NUM_GROUPS 32 MODEL.RESNETS.WIDTH_PER_GROUP 8"),
+        ("resnext101_64x4d", "ResNeXt-101 64x4d", "NUM_GROUPS 64 MODEL.RESNETS.WIDTH_PER_GROUP 4"),
+        ("wide_resnet50_2", "Wide-ResNet-50", "NUM_GROUPS 1 MODEL.RESNETS.WIDTH_PER_GROUP 128"),
+        ("wide_resnet101_2", "Wide-ResNet-101", "NUM_GROUPS 1 MODEL.RESNETS.WIDTH_PER_GROUP 128"),
+    ],
+)
+def test_every_resnet_of_torchvision(repository, name, what, keys):
+    """Names and shapes are those of Detectron2's ResNet with the keys that the report gives."""
+    with torch.device("meta"):
+        weights = getattr(torchvision.models, name)(weights=None).state_dict()
+        conversion = torchvision_to_detectron2(weights)
+        said = conversion.report[-1].removeprefix("the config needs ")
+        depth = int(what.split("-")[-1].split()[0])
+        model = detectron2_model(repository, depth, "FrozenBN", said)
+    assert what in conversion.report[0]
+    assert keys in said
+    wanted = {n: t.shape for n, t in model.state_dict().items() if n.startswith(BODY)}
+    assert {n: t.shape for n, t in conversion.tensors.items()} == wanted
+
+
+def test_features_of_groups_are_torchvisions(repository, tmp_path):
+    source = randomise_norms(torchvision.models.resnext50_32x4d(weights=None))
+    torch.save(source.state_dict(), tmp_path / "resnext.pth")
+    report = convert_file("torchvision-resnet", tmp_path / "resnext.pth", tmp_path / "body.pth")
+    keys = next(line for line in report if "NUM_GROUPS" in line).removeprefix("the config needs ")
+    model = detectron2_model(repository, 50, "FrozenBN", keys)
+    DetectionCheckpointer(model).load(str(tmp_path / "body.pth"))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found = model.backbone.bottom_up(images)
+    for name, features in torchvision_features(source, images).items():
+        torch.testing.assert_close(found[name], features, rtol=0, atol=1e-4)
 
 
 def test_of_deeplab_the_body_is_converted_and_the_rest_named(repository, deeplab):
@@ -159,7 +199,9 @@ def test_another_network_is_refused(change, message):
 
 def test_all_problems_are_in_the_details():
     with torch.device("meta"):
-        weights = torchvision.models.resnext50_32x4d(weights=None).state_dict()
+        weights = torchvision.models.resnet50(weights=None).state_dict()
+    changed = {n: torch.zeros(1) for n in weights if n.startswith("layer2")}
+    weights |= changed
     with pytest.raises(ConversionError, match=r"another shape: .* and \d+ more") as error:
         torchvision_to_detectron2(weights)
     assert len(error.value.details) > 10

@@ -8,6 +8,7 @@ import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from d2_cityscapes import get_cfg
 from d2_cityscapes.data import ShardReader
@@ -36,6 +37,22 @@ def test_torch_resizes_within_two_grey_levels_of_pillow(size):
     difference = (fast - slow).abs()
     assert difference.max() <= 2
     assert (difference > 0).float().mean() <= 0.013
+
+
+@pytest.mark.parametrize("size", [(53, 107), (150, 300)])
+def test_plain_resizing_is_torchvisions_to_half_a_grey_level(size):
+    """Of what torchvision's detectors see; with antialiasing it differs by far more."""
+    pixels = torch.randint(0, 256, (3, 100, 200), dtype=torch.uint8)
+    transform = GeneralizedRCNNTransform(*size, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    theirs = transform([pixels / 255])[0]
+    height, width = theirs.image_sizes[0]
+    expected = 255 * theirs.tensors[0, :, :height, :width]
+    plain, smooth = (
+        resize_image(pixels, (height, width), backend=b).float() for b in ("plain", "torch")
+    )
+    assert (plain - expected).abs().max() <= 0.501
+    if size[0] < 100:
+        assert (smooth - expected).abs().max() > 10
 
 
 def test_pillow_resize_is_detectron2s(record):
