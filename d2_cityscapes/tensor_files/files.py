@@ -15,6 +15,7 @@ import torch
 
 from d2_cityscapes.files import open_atomically
 from d2_cityscapes.tensor_files.errors import TensorFileError
+from d2_cityscapes.tensor_files.logs import load_without_logs
 from d2_cityscapes.tensor_files.pickles import load_arrays
 from d2_cityscapes.tensor_files.safe_tensors import SAFETENSORS, read_safetensors
 
@@ -46,8 +47,9 @@ def read_tensor_file(path: str | Path) -> Any:
     """The content of a file of PyTorch, a ``.pkl`` of numpy arrays or ``.safetensors``, on the CPU.
 
     The first two are pickles, which could call anything: here nothing but tensors, arrays, plain
-    values and their containers is made of them, unless inside of `pickles_allowed`. This is the
-    only place where this package opens such files.
+    values and their containers is made of them, unless inside of `pickles_allowed`. Objects of logs
+    that are known (see `load_without_logs`) are read past. This is the only place where this
+    package opens such files.
 
     Returns:
         Of ``.safetensors`` name -> tensor; otherwise whatever was written.
@@ -76,7 +78,12 @@ def read_tensor_file(path: str | Path) -> Any:
 def _restricted(file: BinaryIO, suffix: str) -> Any:
     if suffix == ".pkl":
         return load_arrays(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # of something that it does not know
+        with contextlib.suppress(Exception):
+            return load_without_logs(file)
+        raise error
 
 
 def _unrestricted(file: BinaryIO, path: Path) -> Any:
