@@ -138,9 +138,7 @@ class Demands:
         fitting = sum(state[name].numel() for name in asked.intersection(report.loaded))
         if 2 * fitting >= total:
             return
-        hint = ""
-        if any(name.endswith(_TORCHVISION) for name in report.unused):
-            hint = "; torchvision's layout: run d2c convert torchvision-deeplab first"
+        hint = _conversion(report.unused)
         part = "backbone" if any(name.startswith(_BACKBONE) for name in asked) else "model"
         raise CheckpointError(
             f"{self.path}: weights of another architecture, which fit {fitting / total:.0%} of "
@@ -218,6 +216,16 @@ class Demands:
             if len(fixed) == len(own):  # none at all in FrozenBatchNorm2d
                 names.update(name for name, _ in layer.named_buffers(module, recurse=False))
         return names
+
+
+def _conversion(unused: Collection[str]) -> str:
+    """What makes weights with a ResNet in torchvision's names fit; "" for others."""
+    if not any(name.endswith(_TORCHVISION) for name in unused):
+        return ""
+    kinds = {"backbone.body.": "torchvision-rcnn", "roi_head.bbox_head.": "mmdetection"}
+    found = (kind for part, kind in kinds.items() if any(part in name for name in unused))
+    kind = next(found, "torchvision-deeplab")
+    return f"; torchvision's layout: run d2c convert {kind} first"
 
 
 def _class_rows(

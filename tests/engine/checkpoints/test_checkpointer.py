@@ -120,6 +120,12 @@ def test_weights_of_another_architecture(saved):
         with pytest.raises(CheckpointError) as caught:
             load(Model(), saved(layout))
         _one_line(caught, "d2c convert torchvision-deeplab")
+    others = {"torchvision-rcnn": "backbone.body.", "mmdetection": "backbone."}
+    for kind, body in others.items():
+        names = [f"{body}layer1.0.conv1.weight", "roi_head.bbox_head.fc_cls.bias"]
+        with pytest.raises(CheckpointError) as caught:
+            _start(Model(), saved(dict.fromkeys(names, torch.ones(2))))
+        _one_line(caught, f"run d2c convert {kind} first")
     head = {name: t for name, t in Model().state_dict().items() if name.startswith("head")}
     with pytest.raises(CheckpointError, match="fit 0% of"):
         _start(Model(), saved(head))
