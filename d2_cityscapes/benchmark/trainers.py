@@ -23,6 +23,7 @@ from d2_cityscapes.benchmark.device import StepClock, default_device, device_nam
 from d2_cityscapes.benchmark.proposals import ProposalTap
 from d2_cityscapes.benchmark.stock_tree import mask_format, read_tree
 from d2_cityscapes.data.register import register_cityscapes_shards
+from d2_cityscapes.engine.checkpoints.address import for_detectron2
 from d2_cityscapes.engine.computing import tf32
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.engine.trainer import Trainer
@@ -239,7 +240,7 @@ def start_weights(settings: TrainingBenchmark, output: str) -> dict[str, torch.T
     seed_all_rng(cfg.SEED)
     model = DefaultTrainer.build_model(cfg)
     if settings.weights:
-        DetectionCheckpointer(model).load(settings.weights)
+        DetectionCheckpointer(model).load(for_detectron2(settings.weights))
     return {name: x.detach().clone() for name, x in model.state_dict().items()}
 
 

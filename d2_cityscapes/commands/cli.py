@@ -5,11 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-__all__ = ["HelpFormatter", "from_scratch", "not_negative", "positive"]
+__all__ = ["HelpFormatter", "add_allow_pickle", "from_scratch", "not_negative", "positive"]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help that shows default values and keeps the line breaks of the description."""
+
+
+def add_allow_pickle(parser: argparse.ArgumentParser) -> None:
+    """``--allow-pickle``, for what `d2_cityscapes.tensor_files.pickles_allowed` says."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read weights of your own that hold other objects too, which runs code in them",
+    )
 
 
 def positive(text: str) -> int:

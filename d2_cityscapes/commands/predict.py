@@ -41,7 +41,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2_cityscapes import register_components
-from d2_cityscapes.commands.cli import HelpFormatter, not_negative, positive
+from d2_cityscapes.commands.cli import HelpFormatter, add_allow_pickle, not_negative, positive
 
 __all__ = ["main"]
 
@@ -88,6 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="a COCO JSON, whose ids the format coco takes",
     )
+    add_allow_pickle(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args(argv)
     if args.tile_overlap is not None and not args.tiles:
@@ -102,9 +103,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     register_components()
     from d2_cityscapes.engine.computing import computing
-    from d2_cityscapes.engine.prediction.load import model_config
+    from d2_cityscapes.engine.prediction.loading import model_config
     from d2_cityscapes.engine.prediction.run import Options, predict
     from d2_cityscapes.engine.prediction.tiles import Tiling
+    from d2_cityscapes.tensor_files import pickles_allowed
 
     overlap = 0.2 if args.tile_overlap is None else args.tile_overlap
     options = Options(
@@ -116,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         coco_truth=args.coco_truth,
     )
     cfg = model_config(args.model or (args.config_file, ""), args.opts)
-    with computing(cfg):
+    with computing(cfg), pickles_allowed(args.allow_pickle):
         done = predict(cfg, args.input, args.output, options)
     print(f"{done.images} pictures in {args.output}{done.found.passed_over_text()}")
     for note in done.notes:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 
 from d2_cityscapes import register_components
-from d2_cityscapes.commands.cli import from_scratch, positive
+from d2_cityscapes.commands.cli import add_allow_pickle, from_scratch, positive
 
 __all__ = ["add_detectron2_arguments", "main", "train_or_evaluate"]
 
@@ -30,23 +30,26 @@ __all__ = ["add_detectron2_arguments", "main", "train_or_evaluate"]
 def train_or_evaluate(args: argparse.Namespace) -> None:
     """What each process of a training does; worker processes import it by name."""
     from d2_cityscapes.engine.trainer import evaluate, setup, train
+    from d2_cityscapes.tensor_files import pickles_allowed
 
-    cfg = setup(args)
-    if args.eval_only:
-        evaluate(cfg, allow_unused=args.allow_unused)
-    else:
-        train(cfg, resume=args.resume, profile=args.profile, allow_unused=args.allow_unused)
+    with pickles_allowed(args.allow_pickle):
+        cfg = setup(args)
+        if args.eval_only:
+            evaluate(cfg, allow_unused=args.allow_unused)
+        else:
+            train(cfg, resume=args.resume, profile=args.profile, allow_unused=args.allow_unused)
 
 
 def measure(args: argparse.Namespace) -> None:
     from d2_cityscapes.engine.computing import computing
     from d2_cityscapes.engine.dry_run import dry_run
     from d2_cityscapes.engine.trainer import checked_config
+    from d2_cityscapes.tensor_files import pickles_allowed
 
     processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))  # of torchrun
     if int(os.environ.get("RANK", 0)) == 0:
         cfg = checked_config(args)
-        with computing(cfg):
+        with computing(cfg), pickles_allowed(args.allow_pickle):
             found = dry_run(cfg, processes=processes)
         print(found.table())
 
@@ -76,6 +79,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="warn of keys that have no effect on this run, instead of refusing them",
     )
+    add_allow_pickle(parser)
     args = parser.parse_args(argv)
     if args.from_scratch:
         args.opts = from_scratch(parser, args.opts)

@@ -14,7 +14,7 @@ from typing import Any
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
-__all__ = ["SCHEME", "file_of"]
+__all__ = ["SCHEME", "file_of", "for_detectron2"]
 
 SCHEME = "safetensors:"  # of "safetensors:///a", Detectron2 after 0.6 may make "safetensors:/a"
 
@@ -23,6 +23,11 @@ def file_of(address: str) -> str:
     """The path behind "safetensors://PATH"; any other address or path as it is."""
     rest = address.removeprefix(SCHEME)
     return address if rest == address else rest.removeprefix("//")
+
+
+def for_detectron2(weights: str) -> str:
+    """MODEL.WEIGHTS as stock Detectron2 reads it, where it would not by its path."""
+    return f"{SCHEME}//{weights}" if weights.endswith(".safetensors") else weights
 
 
 class _SafetensorsHandler(PathHandler):

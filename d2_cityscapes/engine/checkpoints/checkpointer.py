@@ -26,6 +26,7 @@ from d2_cityscapes.engine.checkpoints.saving import (
 from d2_cityscapes.engine.checkpoints.weights_file import (
     HEURISTICS,
     About,
+    as_checkpoint,
     read_weights_file,
     write_weights_file,
 )
@@ -180,7 +181,7 @@ class Checkpointer(DetectionCheckpointer):
         if not isinstance(content, dict):
             kind = type(content).__name__
             raise CheckpointError(f"{self._path}: cannot be read as weights (it holds a {kind})")
-        checkpoint = _as_checkpoint(content, os.path.splitext(filename)[1])
+        checkpoint = as_checkpoint(content, os.path.splitext(filename)[1])
         if self._query == "matching_heuristics=True":  # which Detectron2 after 0.6 knows
             checkpoint[HEURISTICS] = True
         weights = checkpoint["model"]
@@ -188,9 +189,10 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(f"{self._path}: holds a {type(weights).__name__}, not weights")
         other = [str(name) for name, x in weights.items() if not isinstance(x, Tensor | np.ndarray)]
         if other:
+            hint = "; of mmdetection or seamseg: run d2c convert first"
             raise CheckpointError(
                 f"{self._path}: neither a state dict nor one under the key 'model'; it holds "
-                f"{shortened(other)}"
+                f"{shortened(other)}{hint if 'state_dict' in other else ''}"
             )
         return checkpoint
 
@@ -256,15 +258,3 @@ class Checkpointer(DetectionCheckpointer):
         for level, what, names in lines:
             if names:
                 logger.log(level, "%s: %s", what, report.modules(names))
-
-
-def _as_checkpoint(content: dict[str, Any], suffix: str) -> dict[str, Any]:
-    """Weights of any code base that Detectron2 reads, in the form of its own checkpoints."""
-    if suffix == ".pkl" and not {"model", "__author__"} <= content.keys():
-        blobs = content.get("blobs", content)  # Caffe2's; of an ImageNet model it is the whole
-        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", HEURISTICS: True}
-    if suffix == ".pyth":
-        weights = content.get("model_state", content)
-        return {"model": weights, "__author__": "pycls", HEURISTICS: True}
-    return content if "model" in content else {"model": content}

@@ -9,7 +9,8 @@ In ``.safetensors`` that is in the texts of the header, structured ones as JSON:
   programs: read back are the records among the tensors, see `d2_cityscapes.modeling.anchors`.
 - ``config``: the config of the training, as YAML.
 - ``data``: data set -> SHA-256 of the index.json of its shards.
-- ``matching_heuristics``: "true" where Detectron2 has to match the names with those of the model.
+- ``matching_heuristics``: whose names these are, e.g. "Caffe2", where Detectron2 has to match them
+  with those of the model.
 
 Needs no Detectron2.
 """
@@ -37,9 +38,18 @@ from d2_cityscapes.tensor_files import (
     write_tensor_file,
 )
 
-__all__ = ["HEURISTICS", "About", "read_about", "read_weights_file", "write_weights_file"]
+__all__ = [
+    "HEURISTICS",
+    "About",
+    "about_content",
+    "as_checkpoint",
+    "read_about",
+    "read_weights_file",
+    "write_weights_file",
+]
 
-HEURISTICS = "matching_heuristics"  # Detectron2's key beside "model"
+# Detectron2's keys beside "model"
+HEURISTICS, _AUTHOR = "matching_heuristics", "__author__"
 _OURS, _ANCHORS, _CONFIG, _DATA = "d2_cityscapes", "anchors", "config", "data"
 
 
@@ -51,18 +61,19 @@ class About:
         classes: the class record; None where there is none.
         config: YAML.
         data: data set -> SHA-256 of its index.json.
-        heuristics: whether names are to be matched with those of the model.
+        heuristics: whose names are to be matched with those of the model, e.g. "Caffe2".
     """
 
     classes: Mapping[str, Any] | None = None
     config: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
-    heuristics: bool = False
+    heuristics: str = ""
 
     def beside(self) -> dict[str, Any]:
         """What stands beside "model" in a checkpoint."""
         found: dict[str, Any] = {CLASSES: dict(self.classes)} if self.classes else {}
-        return found | ({HEURISTICS: True} if self.heuristics else {})
+        matched = {HEURISTICS: True, _AUTHOR: self.heuristics}
+        return found | (matched if self.heuristics else {})
 
 
 def read_weights_file(path: str | Path) -> Any:
@@ -93,8 +104,33 @@ def read_about(path: str | Path) -> About:
     if Path(path).suffix == SAFETENSORS:
         return _about(path, read_texts(path))
     content = read_tensor_file(path)
-    classes = content.get(CLASSES) if isinstance(content, Mapping) else None
-    return About(classes=classes if isinstance(classes, Mapping) else None)
+    content = content if isinstance(content, dict) else {}
+    return about_content(as_checkpoint(content, Path(path).suffix))
+
+
+def about_content(checkpoint: Mapping[str, Any]) -> About:
+    """What a checkpoint of Detectron2's form tells of its weights."""
+    classes = checkpoint.get(CLASSES)
+    author = str(checkpoint.get(_AUTHOR) or "unknown") if checkpoint.get(HEURISTICS) else ""
+    return About(classes if isinstance(classes, Mapping) else None, heuristics=author)
+
+
+def as_checkpoint(content: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """Weights of any code base that Detectron2 reads, in the form of its own checkpoints.
+
+    Args:
+        content: of a file.
+        suffix: of its name.
+    """
+    if suffix == ".pkl" and not {"model", _AUTHOR} <= content.keys():
+        blobs = content.get("blobs", content)  # Caffe2's; of an ImageNet model it is the whole
+        if isinstance(blobs, Mapping):
+            blobs = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+        return {"model": blobs, _AUTHOR: "Caffe2", HEURISTICS: True}
+    if suffix == ".pyth":
+        weights = content.get("model_state", content)
+        return {"model": weights, _AUTHOR: "pycls", HEURISTICS: True}
+    return content if "model" in content else {"model": content}
 
 
 def write_weights_file(
@@ -125,7 +161,7 @@ def _texts(tensors: Mapping[str, Tensor], about: About) -> dict[str, str]:
             sizes, ratios = record_lists(record.cpu())
             anchors[name.rpartition(".")[0]] = {"sizes": sizes, "aspect_ratios": ratios}
     texts = {"format": "pt", _OURS: __version__, _CONFIG: about.config}
-    texts |= {HEURISTICS: "true"} if about.heuristics else {}
+    texts[HEURISTICS] = about.heuristics
     structured = {CLASSES: about.classes, _ANCHORS: anchors, _DATA: about.data}
     texts |= {key: json.dumps(value) for key, value in structured.items() if value}
     return {key: text for key, text in texts.items() if text}
@@ -143,5 +179,5 @@ def _about(path: str | Path, texts: Mapping[str, str]) -> About:
         if not isinstance(found[key], dict):
             raise TensorFileError(f"{path}: its {key!r} is no JSON object, so it is damaged")
     data = {name: str(digest) for name, digest in found[_DATA].items()}
-    heuristics = HEURISTICS in texts
-    return About(found[CLASSES] or None, texts.get(_CONFIG, ""), data, heuristics)
+    config, heuristics = texts.get(_CONFIG, ""), texts.get(HEURISTICS, "")
+    return About(found[CLASSES] or None, config, data, heuristics)
