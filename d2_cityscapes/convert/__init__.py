@@ -51,8 +51,8 @@ def convert_file(
         input: the file to read; it stays as it is.
         output: the file to write, or for "to-detectron2" the folder.
         options: "coco-to-cityscapes": rider, seed. "vistas-to-cityscapes", "idd-to-cityscapes",
-            "torchvision-segmentor": seed. "torchvision-rcnn": norm_epsilon. "to-detectron2":
-            config_file. All but the last: details, a line for every tensor.
+            "torchvision-segmentor": seed. "torchvision-rcnn": norm_epsilon. "to-detectron2",
+            "to-safetensors": config_file. All but "to-detectron2": details, a line for every tensor.
 
     Returns:
         Lines that say what was converted, what was left behind, and what to know about it.

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 
 from d2_cityscapes.convert.kinds import ConversionError
+from d2_cityscapes.engine.checkpoints.weights_file import (
+    About,
+    as_checkpoint,
+    read_weights_file,
+    write_weights_file,
+)
 from d2_cityscapes.labels.record import CLASSES
-from d2_cityscapes.tensor_files import TensorFileError, read_tensor_file, write_tensor_file
+from d2_cityscapes.tensor_files import SAFETENSORS, TensorFileError
 
 __all__ = [
     "STEPS",
@@ -29,6 +35,7 @@ __all__ = [
 ]
 
 STEPS = "num_batches_tracked"  # counts training steps; no norm with fixed momentum reads it
+_OTHER_NAMES = (".pkl", ".pyth")
 
 
 @dataclass(frozen=True)
@@ -124,13 +131,17 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
     return weights, classes if isinstance(classes, Mapping) else None
 
 
-def read_content(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+def read_content(
+    path: Path, *, any_names: bool = False
+) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """Read all that a file holds, and of it name -> tensor, on the CPU.
 
     Args:
         path: a file of PyTorch with a state dict, ``{"model": state dict}`` or, as seamseg writes
             it, ``{"state_dict": {part: state dict}}``, whose names become "part.name"; or a
-            ``.pkl`` of numpy arrays as in Detectron2's model zoo. Code in either is never run.
+            ``.pkl`` of numpy arrays as in Detectron2's model zoo. Code in either is never run. Or
+            ``.safetensors``.
+        any_names: also takes Caffe2's and pycls', which Detectron2 matches with those of a model.
 
     Raises:
         ConversionError: no such file, damaged, or something else than named tensors.
@@ -138,13 +149,13 @@ def read_content(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
     try:
-        content = read_tensor_file(path)
+        content = read_weights_file(path)
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror})") from error
     except TensorFileError as error:
-        raise ConversionError(
-            f"{path}: not a file of weights: damaged, or it holds more than arrays and plain values"
-        ) from error
+        raise ConversionError(str(error)) from error
+    if any_names and isinstance(content, dict) and path.suffix in _OTHER_NAMES:
+        content = as_checkpoint(content, path.suffix)
     if isinstance(content, Mapping) and "blobs" in content:
         raise ConversionError(
             f"{path}: weights of Caffe2's Detectron, whose layers have other names; take a model "
@@ -164,17 +175,18 @@ def read_content(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
 def write_weights(
     path: Path, tensors: Mapping[str, Tensor], classes: Mapping[str, Any] | None = None
 ) -> None:
-    """Write ``{"model": tensors}``, as Detectron2's checkpointer reads it, and a class record.
+    """Write weights and a class record, as ``.pth`` or ``.safetensors``; see `write_weights_file`.
 
     Raises:
-        ConversionError: a name that Detectron2 would not read as such a file.
+        ConversionError: another name, which would be read as another format.
         D2CityscapesError: the disk refused.
     """
-    if path.suffix != ".pth":
-        raise ConversionError(f"{path}: name it .pth, by which Detectron2 knows the format")
-    # Contiguous clones: a view would take the whole storage it looks at into the file.
-    content = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    write_tensor_file(path, {"model": content} | ({CLASSES: dict(classes)} if classes else {}))
+    if path.suffix not in (".pth", SAFETENSORS):
+        raise ConversionError(f"{path}: name it .pth or .safetensors, by which its format is known")
+    if path.suffix == ".pth":
+        # Contiguous clones: a view would take the whole storage it looks at into the file.
+        tensors = {name: x.detach().contiguous().clone() for name, x in tensors.items()}
+    write_weights_file(path, tensors, About(classes=classes))
 
 
 def mismatch(message: str, problems: Sequence[str]) -> ConversionError:

@@ -18,6 +18,7 @@ CONVERSIONS = {
     "idd-to-cityscapes": ("classes", "convert_idd_file"),
     "seamseg": ("seamseg", "convert_seamseg_file"),
     "mask2former": ("mask2former", "convert_mask2former_file"),
+    "to-safetensors": ("portable", "convert_to_safetensors"),
     "to-detectron2": ("stock", "convert_to_stock"),  # the only one that needs Detectron2
 }
 

@@ -31,6 +31,7 @@ from d2_cityscapes.convert.renaming import (
     normed,
     pick_classes,
     rename,
+    rows_of,
 )
 from d2_cityscapes.convert.torchvision_resnet import ResNetBody, find_body
 from d2_cityscapes.labels import CITYSCAPES
@@ -151,14 +152,15 @@ def _has_masks(names: Collection[str]) -> bool:
 
 def _check_classes(tensors: Mapping[str, Tensor]) -> int:
     """K, on which the predictors must agree, as those of the RPN on its anchors."""
-    number = len(tensors[f"{_BOX}fc_cls.weight"]) - 1
+    number = rows_of(tensors[f"{_BOX}fc_cls.weight"]) - 1
     expected = {layer: each * number + more for layer, (each, more) in _PREDICTORS.items()}
     agnostic = {f"{_BOX}fc_reg": 4, f"{_MASK}conv_logits": 1}
     for layer, rows in agnostic.items():
-        if len(tensors.get(f"{layer}.weight", ())) == rows:
+        name = f"{layer}.weight"
+        if name in tensors and rows_of(tensors[name]) == rows:
             expected[layer] = rows
     check_rows(tensors, expected, f"{number} classes and background")
-    anchors = len(tensors["rpn_head.rpn_cls.weight"])
+    anchors = rows_of(tensors["rpn_head.rpn_cls.weight"])
     check_rows(tensors, {"rpn_head.rpn_reg": 4 * anchors}, counted(anchors, "anchor"))
     return number
 

@@ -21,6 +21,7 @@ __all__ = [
     "normed",
     "pick_classes",
     "rename",
+    "rows_of",
 ]
 
 WEIGHT = ("weight",)
@@ -107,6 +108,11 @@ def pick_classes(tensor: Tensor, picked: Iterable[int], each: int = 1) -> Tensor
     """The rows of some classes, each of which has `each` of them, in the order of `picked`."""
     blocks = tensor.reshape(-1, each, *tensor.shape[1:])
     return blocks[list(picked)].reshape(-1, *tensor.shape[1:])
+
+
+def rows_of(tensor: Tensor) -> int:
+    """Its length; 0 of one without dimensions."""
+    return tensor.shape[0] if tensor.ndim else 0
 
 
 def left_behind(names: Iterable[str]) -> str:

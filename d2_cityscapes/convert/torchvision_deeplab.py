@@ -15,7 +15,7 @@ from torch import Tensor
 from d2_cityscapes.convert.files import STEPS, Conversion, convert_weights, counted, mismatch
 from d2_cityscapes.convert.kinds import ConversionError
 from d2_cityscapes.convert.picked_rows import pick_rows
-from d2_cityscapes.convert.renaming import left_behind
+from d2_cityscapes.convert.renaming import left_behind, rows_of
 from d2_cityscapes.convert.torchvision_resnet import find_body
 from d2_cityscapes.labels import CITYSCAPES
 from d2_cityscapes.labels.record import MAPPED
@@ -63,7 +63,7 @@ def torchvision_to_segmentor(weights: Mapping[str, Tensor], *, seed: int = 0) ->
     own = {name.removeprefix(root): name for name in weights if not name.endswith(STEPS)}
     if "classifier.4.weight" not in own:
         raise ConversionError("no classifier.4.weight: not a DeepLabv3 of torchvision")
-    rows = len(weights[own["classifier.4.weight"]])
+    rows = rows_of(weights[own["classifier.4.weight"]])
     expected = _expected(body.depth, rows)
     _check(expected, {name: weights[source] for name, source in own.items()})
     lines, record = [], None

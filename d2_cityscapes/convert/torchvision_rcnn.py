@@ -34,6 +34,7 @@ from d2_cityscapes.convert.renaming import (
     normed,
     pick_classes,
     rename,
+    rows_of,
 )
 from d2_cityscapes.convert.torchvision_resnet import ResNetBody, find_body
 
@@ -46,6 +47,7 @@ CONFIGS = {
 }
 EPSILON = 1e-5  # of Detectron2's norms, and of torchvision's but those named above
 COCO_ROWS = 91  # ids of COCO from 0, background, to 90, of which 10 are not used
+NUM_COCO = 80
 LEVELS = 4
 
 _BODY, _FPN, _RPN, _ROI = "backbone.body.", "backbone.fpn.", "rpn.head.", "roi_heads."
@@ -181,10 +183,10 @@ def _has_masks(names: Collection[str]) -> bool:
 
 def _check_classes(tensors: Mapping[str, Tensor]) -> int:
     """K + 1, on which the predictors must agree, as those of the RPN on its anchors."""
-    rows = len(tensors[f"{_ROI}box_predictor.cls_score.weight"])
+    rows = rows_of(tensors[f"{_ROI}box_predictor.cls_score.weight"])
     why = f"{rows} classes, background among them,"
     check_rows(tensors, {layer: each * rows for layer, each in _PREDICTORS.items()}, why)
-    anchors = len(tensors[f"{_RPN}cls_logits.weight"])
+    anchors = rows_of(tensors[f"{_RPN}cls_logits.weight"])
     check_rows(tensors, {f"{_RPN}bbox_pred": 4 * anchors}, counted(anchors, "anchor"))
     if rows < 2:
         raise ConversionError("box_predictor.cls_score has no class but background")
@@ -235,8 +237,8 @@ def _network(body: ResNetBody, names: Mapping[str, str]) -> str:
 def _about_norms(epsilon: float) -> Iterator[str]:
     if epsilon != EPSILON:
         yield (
-            f"norms counted with an epsilon of {epsilon:g}, as of torchvision's published COCO "
-            f"weights, and have Detectron2's {EPSILON:g} in their weights now (--norm-epsilon)"
+            f"norms are taken to have an epsilon of {epsilon:g} (--norm-epsilon), and have "
+            f"Detectron2's {EPSILON:g} in their weights now"
         )
 
 
@@ -249,7 +251,7 @@ def _about_config(body: ResNetBody, names: Collection[str], classes: int) -> Ite
     if classes != 8:
         keys.append(f"MODEL.ROI_HEADS.NUM_CLASSES {classes}")
     yield f"predicts as in torchvision with {config}" + (f" and {' '.join(keys)}" if keys else "")
-    if classes == COCO_ROWS - 11:
+    if classes == NUM_COCO:
         yield "80 classes of COCO: coco-to-cityscapes makes them those of Cityscapes"
 
 

@@ -57,7 +57,7 @@ def test_never_runs_what_a_file_says(tmp_path, suffix):
         path.write_bytes(pickle.dumps({"model": {"a": Evil()}}))
     else:
         torch.save({"model": {"a": Evil()}}, path)
-    with pytest.raises(ConversionError, match="not a file of weights"):
+    with pytest.raises(ConversionError, match="cannot be read as weights"):
         read_weights(path)
     assert not victim.exists()
 
@@ -65,14 +65,14 @@ def test_never_runs_what_a_file_says(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pth", b"", "not a file of weights"),
-        ("a.pth", b"not at all", "not a file of weights"),
-        ("a.pkl", b"\x80\x04\x95", "not a file of weights"),
+        ("a.pth", b"", "cannot be read as weights"),
+        ("a.pth", b"not at all", "cannot be read as weights"),
+        ("a.pkl", b"\x80\x04\x95", "cannot be read as weights"),
         ("a.pkl", pickle.dumps({"blobs": {}}), "Caffe2"),
         ("a.pkl", pickle.dumps([1, 2]), "no weights in it"),
         ("a.pkl", pickle.dumps({"model": {}}), "no weights in it"),
         ("a.pkl", pickle.dumps({"model": {"x": "y"}}), "'x' is no tensor"),
-        ("a.pkl", pickle.dumps({"x": np.array([None])}), "not a file of weights"),
+        ("a.pkl", pickle.dumps({"x": np.array([None])}), "cannot be read as weights"),
     ],
 )
 def test_files_that_are_no_weights(tmp_path, name, content, message):
@@ -88,7 +88,7 @@ def test_truncated_checkpoint_and_missing_file(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"model": {"a": torch.zeros(1000)}}, path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ConversionError, match="not a file of weights"):
+    with pytest.raises(ConversionError, match="cannot be read as weights"):
         read_weights(path)
     for missing in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(ConversionError, match="no such file"):
@@ -101,6 +101,16 @@ def test_writes_what_it_reads_and_no_more_than_it_needs(tmp_path):
     write_weights(path, {**WEIGHTS, "view": large[:3]})
     assert same(read_weights(path), {**WEIGHTS, "view": torch.zeros(3)})
     assert path.stat().st_size < 10_000
+
+
+def test_any_conversion_writes_safetensors(tmp_path):
+    record, path = {"table": "cityscapes", "things": ["car"]}, tmp_path / "weights.safetensors"
+    weights = {**WEIGHTS, "view": torch.zeros(100_000)[:3], "columns": torch.ones(2, 3).t()}
+    write_weights(path, weights, record)
+    assert same(read_weights(path), weights) and read_checkpoint(path)[1] == record
+    assert path.stat().st_size < 1000
+    with pytest.raises(ConversionError, match="0 ResNets"):
+        convert_file("torchvision-deeplab", path, tmp_path / "b.safetensors")
 
 
 def test_refuses_names_that_detectron2_reads_otherwise(tmp_path):

@@ -30,7 +30,7 @@ def test_same_scores(repository, tmp_path):
     source = randomise(network(19, aux=False))
     last = source.classifier[4]
     torch.nn.init.normal_(last.weight)
-    spread_classes(last, lambda: source(torch.randn(1, 3, 96, 120)))
+    spread_classes(last, lambda: source(torch.randn(1, 3, 48, 72)))
     torch.save(source.state_dict(), tmp_path / "in.pth")
     report = convert_file("torchvision-segmentor", tmp_path / "in.pth", tmp_path / "out.pth")
     assert "no auxiliary head in it: random" in report
@@ -38,7 +38,7 @@ def test_same_scores(repository, tmp_path):
     cfg = load_config(repository / "configs" / "semantic" / CONFIG, opts, train=False)
     model = build_model(cfg).eval()
     Checkpointer(model).load(str(tmp_path / "out.pth"))  # refuses what is not complete
-    picture = picture_of(96, 120)
+    picture = picture_of(48, 72)
     mean, std = (
         torch.tensor(x)[:, None, None] for x in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     )

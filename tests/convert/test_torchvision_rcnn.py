@@ -19,6 +19,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from d2_cityscapes.convert import ConversionError, convert_file, torchvision_rcnn_to_detectron2
 from d2_cityscapes.convert.coco import COCO_ID
+from d2_cityscapes.labels import VISTAS
 
 V1 = "torchvision_mask_rcnn_R_50_FPN.yaml"
 V2 = "torchvision_mask_rcnn_R_50_FPN_v2.yaml"
@@ -183,6 +184,20 @@ def test_of_coco_the_80_classes_in_detectron2s_order(tmp_path):
     assert torch.equal(car, theirs[3])
 
 
+def test_of_vistas_vistas_to_cityscapes_goes_on(tmp_path):
+    """An own training on the 37 things of Vistas, in its order."""
+    things = [c.name for c in VISTAS.things]
+    weights = network(1, rows=len(things) + 1).state_dict()
+    torch.save(weights, tmp_path / "in.pth")
+    convert_file("torchvision-rcnn", tmp_path / "in.pth", tmp_path / "vistas.pth")
+    convert_file("vistas-to-cityscapes", tmp_path / "vistas.pth", tmp_path / "out.pth")
+    found = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    ours = found["roi_heads.box_predictor.cls_score.weight"]
+    theirs = weights["roi_heads.box_predictor.cls_score.weight"]
+    assert torch.equal(ours[2], theirs[1 + things.index("Car")])
+    assert torch.equal(ours[8], theirs[0])  # background
+
+
 def test_published_norms_have_no_epsilon():
     """Frozen norms and 91 rows: torchvision sets their epsilon to 0 when it loads this file."""
     weights = network(1, rows=91, frozen=True).state_dict()
@@ -224,6 +239,10 @@ def test_a_detector_without_masks(repository, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda w: w.update({"roi_heads.box_predictor.cls_score.weight": torch.tensor(1.0)}),
+            r"cls_score.weight is \(\); with 0 classes",
+        ),
         (lambda w: w.pop("rpn.head.cls_logits.bias"), "missing: rpn.head.cls_logits.bias"),
         (
             lambda w: w.update({"backbone.fpn.extra_blocks.p6.bias": torch.zeros(1)}),

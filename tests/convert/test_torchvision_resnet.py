@@ -111,7 +111,7 @@ def test_features_of_groups_are_torchvisions(repository, tmp_path):
     keys = next(line for line in report if "NUM_GROUPS" in line).removeprefix("the config needs ")
     model = detectron2_model(repository, 50, "FrozenBN", keys)
     DetectionCheckpointer(model).load(str(tmp_path / "body.pth"))
-    images = torch.randn(1, 3, 64, 96)
+    images = torch.randn(1, 3, 32, 64)
     with torch.no_grad():
         found = model.backbone.bottom_up(images)
     for name, features in torchvision_features(source, images).items():
