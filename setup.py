@@ -95,7 +95,7 @@ setup(
         "pillow>=10",
         "pyyaml>=6",
         "fvcore>=0.1.5",
-        "safetensors>=0.4",
+        "safetensors>=0.8",  # reads without a memory map
         "zstandard>=0.22",
         "cityscapesscripts>=2.2",  # imported for its own numbers only: d2c benchmark evaluation
         "pycocotools>=2.0.7",

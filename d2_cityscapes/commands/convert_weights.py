@@ -14,6 +14,7 @@ examples:
   d2c convert vistas-to-cityscapes --input stage0/model_final.pth --output begin.pth
   d2c convert seamseg --input seamseg.tar --output seamless.pth
   d2c convert mask2former --input model_final.pkl --output mask2former.pth
+  d2c convert to-safetensors --input model_final_f10217.pkl --output coco.safetensors
   d2c convert to-detectron2 --input stage3/model_final.pth --output stock
 """
 
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2_cityscapes import register_components
-from d2_cityscapes.commands.cli import HelpFormatter
+from d2_cityscapes.commands.cli import HelpFormatter, add_allow_pickle
 from d2_cityscapes.convert import convert_file
 from d2_cityscapes.convert.kinds import CONVERSIONS, RIDERS
 
@@ -107,6 +108,13 @@ DeepLabV3Segmentor, are refused.
 """
 
 
+PORTABLE = """\
+Weights of anybody (.pth, .pkl, .pyth) -> .safetensors, which cannot hold code.
+
+The names stay. With them go, as far as they are known, the classes, the anchors and the config,
+which d2c predict --model and Python's d2c.load need no other file for.
+"""
+
 _WITH_SEED = (
     "torchvision-segmentor",
     "coco-to-cityscapes",
@@ -128,6 +136,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "idd-to-cityscapes": IDD,
         "seamseg": SEAMSEG,
         "mask2former": MASK2FORMER,
+        "to-safetensors": PORTABLE,
         "to-detectron2": STOCK,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -159,6 +168,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parsers["to-detectron2"].add_argument(
         "--config-file", type=Path, metavar="FILE", help="by default config.yaml beside --input"
     )
+    parsers["to-safetensors"].add_argument(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="config.yaml of the training, by default that beside --input, if there is one",
+    )
+    for sub in parsers.values():
+        add_allow_pickle(sub)
     return parser.parse_args(argv)
 
 
@@ -172,6 +189,9 @@ def _epsilon(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, or those of the process."""
     options = vars(parse_args(argv))
+    from d2_cityscapes.tensor_files import pickles_allowed
+
     if options["kind"] == "to-detectron2":
         register_components()
-    print(*convert_file(**options), sep="\n")
+    with pickles_allowed(options.pop("allow_pickle")):
+        print(*convert_file(**options), sep="\n")

@@ -52,7 +52,7 @@ def convert_file(
         output: the file to write, or for "to-detectron2" the folder.
         options: "coco-to-cityscapes": rider, seed. "vistas-to-cityscapes", "idd-to-cityscapes",
             "torchvision-segmentor": seed. "torchvision-rcnn": norm_epsilon. "to-detectron2",
-            "to-safetensors": config_file. All but "to-detectron2": details, a line for every tensor.
+            "to-safetensors": config_file. All but "to-detectron2": details, a line for each tensor.
 
     Returns:
         Lines that say what was converted, what was left behind, and what to know about it.

@@ -52,6 +52,7 @@ def test_help(call):
         ("idd-to-cityscapes", ["--seed", "Indian Driving Dataset", "terrain"]),
         ("seamseg", ["SeamlessPanoptic", "mapillary/seamseg"]),
         ("mask2former", ["UniversalSegmentor", "facebookresearch/Mask2Former", "model zoo"]),
+        ("to-safetensors", ["--config-file", "d2c.load", ".pyth", "--allow-pickle"]),
         ("to-detectron2", ["--config-file", "DefaultPredictor", "DIR"]),
     ],
 )
@@ -120,8 +121,8 @@ def test_wrong_usage(call, arguments):
     ("kind", "content", "message"),
     [
         ("torchvision-deeplab", None, "no such file"),
-        ("torchvision-deeplab", b"nothing", "not a file of weights"),
-        ("coco-to-cityscapes", b"nothing", "not a file of weights"),
+        ("torchvision-deeplab", b"nothing", "cannot be read as weights"),
+        ("coco-to-cityscapes", b"nothing", "cannot be read as weights"),
         ("to-detectron2", b"nothing", "name the config in --config-file"),
     ],
 )
