@@ -21,7 +21,7 @@ __getattr__ = lazy_exports(
     {
         "get_cfg": "d2_cityscapes.config",
         "add_d2_cityscapes_config": "d2_cityscapes.config",
-        "load": "d2_cityscapes.engine.prediction.load",
+        "load": "d2_cityscapes.engine.prediction.loading",
     },
 )
 

@@ -20,9 +20,9 @@ __getattr__ = lazy_exports(
         "PictureError": "d2_cityscapes.engine.prediction.pictures",
         "Predictor": "d2_cityscapes.engine.prediction.predictor",
         "find_pictures": "d2_cityscapes.engine.prediction.inputs",
-        "load": "d2_cityscapes.engine.prediction.load",
+        "load": "d2_cityscapes.engine.prediction.loading",
         "predict": "d2_cityscapes.engine.prediction.run",
         "predict_pictures": "d2_cityscapes.engine.prediction.run",
-        "to_supervision": "d2_cityscapes.engine.prediction.to_supervision",
+        "to_supervision": "d2_cityscapes.engine.prediction.detections",
     },
 )

@@ -151,8 +151,11 @@ def coco_writer(output: Path, table: LabelTable, ids: CocoIds) -> Iterator[Write
 
 
 class _PanopticWriter:
-    def __init__(self, folder: Path, table: LabelTable) -> None:
+    def __init__(self, folder: Path, table: LabelTable, names: Iterable[str]) -> None:
         self._folder, self._table = folder, table
+        short = {name: PurePosixPath(name).name for name in names}
+        times = Counter(short.values())
+        self._image_ids = {name: own for name, own in short.items() if times[own] == 1}
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
@@ -160,21 +163,28 @@ class _PanopticWriter:
         file_name = f"{seen.name}_panoptic.png"
         write_picture(self._folder / file_name, as_colors(seen.ids), comment=MARK)
         height, width = seen.ids.shape
-        image = {"id": seen.name, "file_name": seen.file_name, "height": height, "width": width}
+        image_id = self._image_ids.get(seen.name, seen.name)
+        image = {"id": image_id, "file_name": seen.file_name, "height": height, "width": width}
         segments = panoptic_segments(seen.ids, self._table)
         self.images.append(image)
         self.annotations.append(
-            {"image_id": seen.name, "file_name": file_name, "segments_info": segments}
+            {"image_id": image_id, "file_name": file_name, "segments_info": segments}
         )
 
 
 @contextlib.contextmanager
-def panoptic_writer(output: Path, table: LabelTable) -> Iterator[Writer]:
+def panoptic_writer(output: Path, table: LabelTable, names: Iterable[str]) -> Iterator[Writer]:
     """panoptic/<name>_panoptic.png with ids R + 256 G + 65536 B, and panoptic.json beside it.
 
     In COCO's panoptic format: the id of a segment is its instance id, its category the label id.
+
+    Args:
+        output: the folder.
+        table: the classes.
+        names: of the pictures. An image's id is the last part of its name, by which evaluations
+            know it, where no other has that; else the name, as of frames of videos.
     """
-    writer = _PanopticWriter(output / PANOPTIC, table)
+    writer = _PanopticWriter(output / PANOPTIC, table, names)
     yield writer
     document = {
         "info": {"description": MARK},

@@ -173,8 +173,8 @@ def _add_dataset(found: FoundInputs, name: str) -> None:
         hint = nearest(name, DatasetCatalog.list(), cutoff=0.8) if os.sep not in name else ""
         raise PictureError(f"{name}: missing{hint}")
     table = MetadataCatalog.get(name).get("label_table")
-    dicts = DatasetCatalog.get(name)
-    if table is None or not all("shard" in d for d in dicts):
+    dicts = [] if table is None else DatasetCatalog.get(name)
+    if not dicts or not all("shard" in d for d in dicts):
         raise PictureError(f"{name}: a dataset that is not of shards; name its pictures")
     _add_rows(found, ((d["image_id"], Path(d["shard"]), d["index"]) for d in dicts), table)
 

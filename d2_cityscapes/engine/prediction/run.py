@@ -133,7 +133,9 @@ def predict(
             "drawn": lambda: contextlib.nullcontext(FileWriter(output, "drawn")),
             "ids": lambda: contextlib.nullcontext(FileWriter(output, "ids")),
             "coco": partial(coco_writer, output, predictor.table, ids),
-            "panoptic": partial(panoptic_writer, output, predictor.table),
+            "panoptic": partial(
+                panoptic_writer, output, predictor.table, [*found.pictures, *found.records]
+            ),
         }
         writers = {
             name: stack.enter_context(opened())

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_cityscapes.engine.prediction import PictureError, find_pictures
+from d2_cityscapes.engine.prediction import PictureError, find_pictures, inputs
 from d2_cityscapes.engine.prediction.marks import MARK
 from d2_cityscapes.png import write_picture
+from d2_cityscapes.shards.file import ShardError
 
 RGB = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -54,3 +55,81 @@ def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
         find_pictures([tmp_path / "a", tmp_path / "b"])
     assert list(find_pictures([tmp_path]).pictures) == ["a/x", "b/x"]
     assert list(find_pictures([tmp_path / "a", tmp_path / "a" / "x.png"]).pictures) == ["x"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Pictures of three cities, one of them drawn, a text and a video."""
+    root = tmp_path / "tree"
+    for name in ("ulm/a.png", "ulm/b.jpg", "bonn/deep/c.png", "bonn/a_drawn.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(root / name, RGB, comment=MARK if "drawn" in name else "")
+    (root / "ulm" / "notes.txt").touch()
+    (root / "ulm" / "film.mp4").touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*/*.png", ["ulm/a"]),
+        ("**/*.png", ["bonn/deep/c", "ulm/a"]),
+        ("ulm/[ab].*", ["a", "b"]),
+        ("ulm/?.png", ["a"]),
+        ("**", ["bonn/deep/c", "ulm/a", "ulm/b"]),
+    ],
+)
+def test_patterns(tree: Path, pattern: str, names: list[str]) -> None:
+    """Names are the paths below the first part with a wildcard."""
+    found = find_pictures([f"{tree}/{pattern}"])
+    assert sorted(found.pictures) == names
+    if pattern == "**":
+        assert found.passed_over == {"drawn by this command": 1, "of other kinds": 1}
+        assert list(found.videos) == ["ulm/film"]
+
+
+def test_a_name_with_brackets_is_that_file(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a[1].png", RGB)
+    assert list(find_pictures([tmp_path / "a[1].png"]).pictures) == ["a[1]"]
+    with pytest.raises(PictureError, match=r"\[2\]\.png: matches no file"):
+        find_pictures([tmp_path / "a[2].png"])
+
+
+def test_videos_are_taken_where_they_are_named(tree: Path) -> None:
+    film = tree / "ulm" / "film.mp4"
+    assert list(find_pictures([film]).videos) == ["film"]
+    in_folder = find_pictures([tree])
+    assert not in_folder.videos
+    assert "1 videos (name them" in in_folder.passed_over_text()
+
+
+def test_cameras() -> None:
+    found = find_pictures(["camera:7", "/dev/video3"])
+    assert {name: video.path for name, video in found.videos.items()} == {
+        "video7": "/dev/video7",
+        "video3": "/dev/video3",
+    }
+    assert all(video.live for video in found.videos.values())
+
+
+def test_shards_by_name_folder_and_file(datasets: Path) -> None:
+    folder = datasets / "cityscapes_shards"
+    by_name = find_pictures(["cityscapes_shards_val"]).records
+    assert len(by_name) == 8
+    assert len(find_pictures([folder]).records) == 16
+    file = sorted(folder.glob("val_*.safetensors"))[0]
+    of_file = find_pictures([file]).records
+    assert of_file.keys() < by_name.keys()
+    for name, record in of_file.items():
+        assert record.read().shape == (64, 128, 3)
+        assert (record.read() == by_name[name].read()).all()
+    with pytest.raises(PictureError, match=r"cityscapes_shards_vall: missing; nearest: "):
+        find_pictures(["cityscapes_shards_vall"])
+    with pytest.raises(PictureError, match="coco_2017_val: a dataset that is not of shards"):
+        find_pictures(["coco_2017_val"])
+
+
+def test_a_name_in_a_shard_stays_in_the_output(datasets: Path, monkeypatch) -> None:
+    monkeypatch.setattr(inputs, "image_name", lambda name: f"../{name}")
+    with pytest.raises(ShardError, match="is not the name of a file; nothing is written"):
+        find_pictures([datasets / "cityscapes_shards"])

@@ -10,22 +10,10 @@ import torch
 from PIL import Image
 
 from d2_cityscapes.engine.prediction import PictureError, Predictor, find_pictures, predict_pictures
-from d2_cityscapes.engine.setup import ConfigError, load_config
+from d2_cityscapes.engine.setup import ConfigError
 from d2_cityscapes.engine.trainer import Trainer
 from d2_cityscapes.errors import D2CityscapesError
 from d2_cityscapes.labels import CITYSCAPES
-
-
-@pytest.fixture
-def cfg(repository, datasets, tiny_opts, tmp_path):
-    """A tiny semantic model with random weights, saved."""
-    opts = [*tiny_opts, "DATASETS.TEST", "('cityscapes_shards_val',)", "INPUT.FORMAT", "BGR"]
-    found = load_config(repository / "configs" / "quick" / "semantic.yaml", opts)
-    weights = tmp_path / "weights.pth"
-    torch.save({"model": Trainer.build_model(found).state_dict()}, weights)
-    found.defrost()
-    found.MODEL.WEIGHTS = str(weights)
-    return found
 
 
 def picture_size(path):
