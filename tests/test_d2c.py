@@ -14,7 +14,7 @@ from d2_cityscapes.commands.train_net import add_detectron2_arguments
 
 SUBCOMMANDS = {
     "scenes", "prepare", "stats", "anchors", "train", "stages", "search", "predict", "evaluate",
-    "report", "convert", "benchmark", "doctor", "install-detectron2",
+    "report", "convert", "export", "benchmark", "doctor", "install-detectron2",
 }  # fmt: skip
 
 

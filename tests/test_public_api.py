@@ -30,6 +30,7 @@ NAMES = {
     "d2_cityscapes.modeling": ["fuse_panoptic", "build_model", "freeze_modules"],
     "d2_cityscapes.engine": ["Trainer", "FreezeHook", "ValidationLossHook", "load_config"],
     "d2_cityscapes.convert": ["convert_file", "torchvision_to_detectron2", "coco_to_cityscapes"],
+    "d2_cityscapes.export": ["export_model", "score_export", "ExportError"],
     "d2_cityscapes.structures": ["IdMapMasks"],
     "d2_cityscapes.evaluation": ["PanopticQuality", "build_evaluator"],
 }

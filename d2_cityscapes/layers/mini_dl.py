@@ -88,7 +88,9 @@ class MiniDL(nn.Module):
         before the sliding windows if it has fewer channels to hand on than it gets.
         """
         windows = dict(zip((2, 3), self.pool_size, strict=True))
-        covered = [axis for axis, window in windows.items() if window >= x.shape[axis]]
+        # a size that is known only when an exported graph runs is no number to compare with
+        known = [axis for axis in windows if isinstance(x.shape[axis], int)]
+        covered = [axis for axis in known if windows[axis] >= x.shape[axis]]
         averages = x.mean(covered, keepdim=True) if covered else x
         convolve_first = self.fuse.out_channels <= x.shape[1]
         if convolve_first:
@@ -110,7 +112,7 @@ def sliding_mean(x: Tensor, window: int, axis: int) -> Tensor:
 
     Args:
         x: (N, C, H, W).
-        window: cells; the axis has at least as many.
+        window: cells; of an axis that has fewer, all of them.
         axis: 2 or 3.
 
     Returns:
@@ -118,6 +120,7 @@ def sliding_mean(x: Tensor, window: int, axis: int) -> Tensor:
         window // 2 times after.
     """
     length = x.shape[axis]
+    window = torch.sym_min(window, length)
     cells = torch.arange(length, device=x.device)
     begins = (cells - (window - 1) // 2).clamp(0, length - window)[:, None]
     weights = ((cells >= begins) & (cells < begins + window)).to(x.dtype) / window

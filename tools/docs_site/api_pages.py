@@ -21,6 +21,7 @@ PACKAGES = {
             "engine",
             "evaluation",
             "convert",
+            "export",
         )
     },
 }
