@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from tiny_trainings import settings
 
+from d2_cityscapes.commands import predict
+from d2_cityscapes.engine.prediction.run import FORMATS
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.modeling.build import build_model
 
@@ -62,6 +64,11 @@ def test_a_folder_of_a_training_predicts(call, run, picture, tmp_path) -> None:
     maps = sorted(third.glob("*_instanceIds.png"))
     assert len(maps) > 8
     assert any(np.asarray(Image.open(path)).max() >= 1000 for path in maps)
+
+
+def test_the_help_has_every_format() -> None:
+    assert tuple(FORMATS) == predict._FORMATS
+    assert all(f"\n  {name} " in predict.__doc__ for name in FORMATS)
 
 
 def test_mistakes_are_one_line(call, run, picture, tmp_path) -> None:

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from d2_cityscapes.config import model_tasks
+from d2_cityscapes.data.register import label_table_of
 from d2_cityscapes.engine.prediction.coco_files import CocoIds, coco_writer, panoptic_writer
 from d2_cityscapes.engine.prediction.inputs import ENDINGS, FoundInputs, find_pictures
 from d2_cityscapes.engine.prediction.pictures import PictureError, read_picture
@@ -119,14 +120,13 @@ def predict(
         video.check()
     of_pictures, of_videos = _formats(cfg, found, options)
     check_places(output, found, of_pictures, of_videos)
+    ids = CocoIds(label_table_of(cfg.DATASETS.TEST), options.coco_truth)
+    ids.check([*found.pictures, *found.records])
     cfg = _with_threshold(cfg, options.score_threshold)
     tiled = options.tiling
     predictor = (
         Predictor(cfg, lean=True) if tiled is None else TiledPredictor(cfg, tiled, lean=True)
     )
-    ids = CocoIds(predictor.table, options.coco_truth)
-    if "coco" in {*of_pictures, *of_videos}:
-        ids.check([*found.pictures, *found.records])
     run = _Run(cfg, predictor, output, options, Summary(found))
     with contextlib.ExitStack() as stack:
         shared: dict[str, Callable[[], contextlib.AbstractContextManager[Writer]]] = {
