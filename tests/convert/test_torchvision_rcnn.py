@@ -44,9 +44,7 @@ def network(version: int, rows: int = 9, *, masks: bool = True, frozen: bool = F
         parts["mask_head"] = mask_rcnn.MaskRCNNHeads(CHANNELS, [32] * 4, 1, norm_layer=norm)
         parts["mask_predictor"] = mask_rcnn.MaskRCNNPredictor(32, 32, rows)
     build = detection.MaskRCNN if masks else detection.FasterRCNN
-    model = randomise(build(backbone, None, min_size=SIZE[0], max_size=SIZE[1], **parts))
-    spread(model, picture_of(*SIZE))
-    return model
+    return randomise(build(backbone, None, min_size=SIZE[0], max_size=SIZE[1], **parts))
 
 
 def spread(model: torch.nn.Module, picture: torch.Tensor) -> None:
@@ -78,7 +76,9 @@ def version(request) -> int:
 @pytest.fixture(scope="module")
 def source(version):
     torch.manual_seed(version)
-    return network(version)
+    model = network(version)
+    spread(model, picture_of(*SIZE))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,7 @@ def test_a_variance_of_zero_without_epsilon_is_refused():
 def test_a_detector_without_masks(repository, tmp_path):
     torch.manual_seed(4)
     model = network(1, masks=False)
+    spread(model, picture_of(*SIZE))
     torch.save({"model": model.state_dict()}, tmp_path / "in.pth")
     report = convert_file("torchvision-rcnn", tmp_path / "in.pth", tmp_path / "out.pth")
     assert any("MODEL.MASK_ON False" in line for line in report)
