@@ -63,11 +63,13 @@ def test_a_training_does_not_overwrite_what_it_is_made_from(
     cfg = checked_config(arguments())
     (out / "config.yaml").write_text(cfg.dump())
     weights.rename(out / "model_final.pth")
+    (out / "model_final.safetensors").touch()
     before = _content(out)
     (tmp_path / "mine.yaml").write_text("_BASE_: out/config.yaml\nSOLVER: {BASE_LR: 0.5}\n")
     for config, weight, word in (
         (tmp_path / "mine.yaml", "", "config.yaml"),
         ("semantic", out / "model_final.pth", "model_final.pth"),
+        ("semantic", out / "model_final.safetensors", "model_final.safetensors"),
     ):
         args = arguments("MODEL.WEIGHTS", weight, config=config)
         args.resume = False

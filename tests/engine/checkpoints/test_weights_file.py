@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from d2_cityscapes import __version__
+from d2_cityscapes.engine.checkpoints.address import file_of, for_detectron2
 from d2_cityscapes.engine.checkpoints.checkpointer import Checkpointer, CheckpointError
 from d2_cityscapes.engine.checkpoints.saving import complete_final_weights
 from d2_cityscapes.engine.checkpoints.weights_file import (
@@ -151,6 +152,13 @@ def test_stock_detectron2_reads_it_by_an_address(trained):
         found.append(DefaultPredictor(cfg)(image)["instances"])
     assert found[0].scores.equal(found[1].scores)
     assert found[0].pred_boxes.tensor.equal(found[1].pred_boxes.tensor)
+
+
+def test_the_address_is_for_safetensors_alone():
+    assert for_detectron2("a/b.safetensors") == "safetensors://a/b.safetensors"
+    for other in ("a.pth", "detectron2://a.pkl", ""):
+        assert for_detectron2(other) == other
+    assert file_of("safetensors:///a") == file_of("safetensors:/a") == "/a"
 
 
 def test_the_address_of_a_relative_path(tmp_path, monkeypatch):

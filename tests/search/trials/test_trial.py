@@ -11,7 +11,7 @@ from d2_cityscapes.engine.trainer import Trainer
 from d2_cityscapes.search.errors import SearchError
 from d2_cityscapes.search.preflight.applied import check_applied
 from d2_cityscapes.search.space.plan_file import read_plan
-from d2_cityscapes.search.trials.folders import TrialFolders, TrialJob
+from d2_cityscapes.search.trials.folders import TrialFolders, TrialJob, remove_checkpoints
 from d2_cityscapes.search.trials.process import Pruned
 from d2_cityscapes.search.trials.trial import run_trial
 
@@ -80,6 +80,15 @@ def test_a_trial_reports_and_ends_with_its_value(prepare):
     assert found["cityscapes_shards_val_1", "segm", "AP"] == value == results["segm AP"]
     assert {"bbox AP", "segm AP50", "segm_cityscapes AP"} <= results.keys()
     assert {"config.yaml", "metrics.json", "log.txt"} <= {p.name for p in folder.iterdir()}
+
+
+def test_weights_of_an_ended_trial_are_removed(tmp_path):
+    kept = {"config.yaml", "results.json"}
+    weights = {"model_0000001.pth", "model_final.pth", "model_final_ema.safetensors"}
+    for name in {*kept, *weights, "model_final.safetensors", "last_checkpoint"}:
+        (tmp_path / name).touch()
+    remove_checkpoints(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_pruned_trial_stops_there_and_a_killed_one_goes_on(prepare):
