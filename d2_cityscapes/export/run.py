@@ -98,10 +98,11 @@ def _resized(image: np.ndarray, size: tuple[int, int], kind: str) -> np.ndarray:
 def _between_two(image: np.ndarray, axis: int, length: int) -> np.ndarray:
     """Without antialiasing, as float32."""
     old = image.shape[axis]
-    places = np.maximum((np.arange(length) + 0.5) * (old / length) - 0.5, 0)
+    scale, half = np.float32(old / length), np.float32(0.5)
+    places = np.maximum((np.arange(length, dtype=np.float32) + half) * scale - half, 0)
     first = places.astype(int)
     shape = [length if axis == own else 1 for own in range(3)]
-    part = (places - first).astype(np.float32).reshape(shape)
+    part = (places - first.astype(np.float32)).reshape(shape)
     before = image.take(first, axis=axis).astype(np.float32)
     behind = image.take(np.minimum(first + 1, old - 1), axis=axis).astype(np.float32)
     return before * (1 - part) + behind * part

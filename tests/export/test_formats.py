@@ -97,7 +97,8 @@ def test_run_py_needs_no_torch(tmp_path, repository, street):
         labels = np.load(folder / "labels.npy")
         assert labels.dtype == np.uint8 and labels.shape == (height, width)
         assert (labels == wanted.numpy()).mean() > 0.999 and len(np.unique(labels)) > 2
-        assert Image.open(folder / "seen.png").size == (width, height)
+        with Image.open(folder / "seen.png") as seen:
+            assert seen.size == (width, height)
 
 
 def hostile_model(folder: Path, location: str) -> None:
