@@ -18,7 +18,7 @@ from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 import d2_cityscapes as d2c
 
 NAMES = {
-    "d2_cityscapes": ["get_cfg", "add_d2_cityscapes_config", "__version__"],
+    "d2_cityscapes": ["get_cfg", "add_d2_cityscapes_config", "load", "__version__"],
     "d2_cityscapes.data": [
         "ShardReader",
         "ShardError",
@@ -29,9 +29,19 @@ NAMES = {
     "d2_cityscapes.layers": ["MiniDL", "bootstrapped_cross_entropy", "giou_loss"],
     "d2_cityscapes.modeling": ["fuse_panoptic", "build_model", "freeze_modules"],
     "d2_cityscapes.engine": ["Trainer", "FreezeHook", "ValidationLossHook", "load_config"],
+    "d2_cityscapes.engine.prediction": [
+        "Options",
+        "PictureError",
+        "Predictor",
+        "find_pictures",
+        "load",
+        "predict",
+        "predict_pictures",
+        "to_supervision",
+    ],
     "d2_cityscapes.convert": ["convert_file", "torchvision_to_detectron2", "coco_to_cityscapes"],
     "d2_cityscapes.export": ["export_model", "score_export", "ExportError"],
-    "d2_cityscapes.structures": ["IdMapMasks"],
+    "d2_cityscapes.structures": ["CroppedMasks", "IdMapMasks"],
     "d2_cityscapes.evaluation": ["PanopticQuality", "build_evaluator"],
 }
 
