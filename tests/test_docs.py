@@ -18,7 +18,11 @@ OTHER_WORDS = ("docs/benchmarks.md", "docs/comparison.md", "docs/own_data.md")
 OTHERS = {"datasets/cityscapes_shards", "configs/deeplabv3", "configs/cityscapes"}
 ROOMS = sorted(str(p.parent.relative_to(PACKAGE)) for p in PACKAGE.glob("*/**/__init__.py"))
 # of a file that is named in short
-PLACES = (ROOT, PACKAGE, *(ROOT / name for name in ("tools", "datasets", "tests/evaluation")))
+PLACES = (
+    ROOT,
+    PACKAGE,
+    *(ROOT / name for name in ("tools", "datasets", "tests/evaluation", "d2_cityscapes/export")),
+)
 FOLDERS = ("d2_cityscapes", "tests", "tools", "configs", "datasets", "docs", ".ci")
 
 

@@ -45,9 +45,10 @@ def trace(graph: Any) -> ExportedProgram:
         height, width = side, side + max(multiple, 32)
         image = torch.zeros((height, width, 3), dtype=torch.uint8)
         inputs = (image, torch.tensor([height, width, height, width]))
-        sides = {axis: Dim(name) for axis, name in enumerate(("rows", "columns"))}
+        # a network's own least size is found by the tracing, but not of a multiple of something
+        sides: dict[int, Any] = dict.fromkeys((0, 1), Dim.DYNAMIC)
         if multiple > 1:
-            sides = {axis: multiple * cells for axis, cells in sides.items()}
+            sides = {0: multiple * Dim("rows"), 1: multiple * Dim("columns")}
         shapes = {"image": sides, "size": None}
     try:
         with torch.no_grad(), _quietly():
