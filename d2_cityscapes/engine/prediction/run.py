@@ -30,6 +30,7 @@ __all__ = ["FORMATS", "Options", "Summary", "predict", "predict_pictures"]
 
 # What can be written -> the task that a model has to predict for it, if any.
 FORMATS = {"drawn": "", "ids": "", "coco": "bbox", "panoptic": "panoptic_seg", "video": ""}
+_ENDS_CAMERA = (KeyboardInterrupt,)
 _OF_PICTURES, _OF_VIDEOS = ("drawn", "ids"), ("video",)  # where no format is asked for
 
 
@@ -183,8 +184,7 @@ class _Run:
                     drawn = video_writer(self._output, name, opened)
                     own["video"] = stack.enter_context(drawn)
                 before = self._summary.images
-                interrupted = KeyboardInterrupt if video.live else ()
-                with contextlib.suppress(*([interrupted] if interrupted else [])):
+                with contextlib.suppress(*_ENDS_CAMERA if video.live else ()):
                     self._through(self._frames(name, opened), list(own.values()))
                 if self._summary.images == before:  # no picture, no video
                     raise PictureError(
@@ -264,14 +264,18 @@ class _Run:
     def _nothing_found(self) -> str:
         best = self._predictor.best_score
         seen = "no box was looked at" if best is None else f"the best score seen is {best:.3f}"
-        keeps = self._cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-        combine = self._cfg.MODEL.PANOPTIC_FPN.COMBINE
-        fused = "panoptic_seg" in model_tasks(self._cfg)
-        drawn = combine.INSTANCES_CONFIDENCE_THRESH if fused else self._threshold
+        model = self._cfg.MODEL
+        drawn, kept = self._threshold, ""
+        if model.META_ARCHITECTURE == "UniversalSegmentor":
+            drawn = model.UNIVERSAL.OBJECT_THRESHOLD
+        else:
+            least = model.ROI_HEADS.SCORE_THRESH_TEST
+            kept = f", and kept from {least:g} on (MODEL.ROI_HEADS.SCORE_THRESH_TEST)"
+            if "panoptic_seg" in model_tasks(self._cfg):
+                drawn = model.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
         return (
             f"nothing found in {self._summary.images} pictures: {seen}; objects are drawn from "
-            f"{drawn:g} on (--score-threshold), and kept from {keeps:g} on "
-            "(MODEL.ROI_HEADS.SCORE_THRESH_TEST)"
+            f"{drawn:g} on (--score-threshold){kept}"
         )
 
 
