@@ -42,6 +42,7 @@ PLAIN = [
     "--ignore=tests/sources/test_idd.py",
     "--ignore=tests/sources/test_vistas.py",
     "tests/synthetic",
+    "tests/tensor_files",
     "tests/test_errors.py",
     "tests/test_files.py",
     "tests/test_memory.py",
