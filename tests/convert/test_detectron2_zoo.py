@@ -19,6 +19,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN
 
 from d2_cityscapes.convert import convert_file
+from d2_cityscapes.engine.checks.values import check_values
 from d2_cityscapes.engine.setup import load_config
 from d2_cityscapes.modeling.build import build_model
 
@@ -61,6 +62,7 @@ def test_names_and_shapes(repository, depth):
         opts = ["MODEL.RESNETS.DEPTH", depth, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "meta"]
         cfg = load_config(repository / "configs" / "converted" / CONFIG, opts, train=False)
         ours = build_model(cfg).state_dict()
+    check_values(cfg)  # as a training does first
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
     assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is wanted.backbone.bottom_up.stages.stride_in_1x1
     assert list(wanted.pixel_mean) == cfg.MODEL.PIXEL_MEAN

@@ -82,6 +82,7 @@ def test_features_are_torchvisions(repository, tmp_path, depth, norm):
     ("name", "what", "keys"),
     [
         ("resnet34", "ResNet-34", "DEPTH 34 MODEL.RESNETS.RES2_OUT_CHANNELS 64"),
+        ("resnet101", "ResNet-101", "DEPTH 101"),
         ("resnet152", "ResNet-152", "DEPTH 152"),
         ("resnext50_32x4d", "ResNeXt-50 32x4d", "NUM_GROUPS 32 MODEL.RESNETS.WIDTH_PER_GROUP 4"),
         ("resnext101_32x8d", "ResNeXt-101 32x8d", "NUM_GROUPS 32 MODEL.RESNETS.WIDTH_PER_GROUP 8"),

@@ -18,7 +18,7 @@ from d2_cityscapes.labels import VOID_TRAIN_ID
 
 __all__ = ["check_values"]
 
-_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "LN")
+_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _SEED_END = 2**31  # numpy's generators take no more, with the rank added
 
 
