@@ -47,7 +47,6 @@ PLAIN = [
     "tests/test_files.py",
     "tests/test_memory.py",
     "tests/test_png.py",
-    "tests/test_tensor_files.py",
     "tests/test_worker_pool.py",
 ]
 WHEELS = Path("output/release")
