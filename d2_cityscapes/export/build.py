@@ -95,11 +95,11 @@ class SizedGraph(nn.Module):
 
     def __init__(self, graph: nn.Module, sizes: Sizes) -> None:
         super().__init__()
-        self.graph = graph
+        self.inner = graph  # a traced module has a `graph` of its own
         self.register_buffer("size", torch.tensor([*sizes.network, *sizes.output]))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.graph(image, self.size)
+        return self.inner(image, self.size)
 
 
 class _DeepLab(nn.Module):
