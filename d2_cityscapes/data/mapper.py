@@ -86,7 +86,8 @@ class CityscapesShardMapper:
                 float32 and 1 elsewhere, and of these instances in their "gt_weights", (N,) float32;
                 at 1 there are neither.
             small_instance_area: pixels after augmentation below which an instance is small.
-            resize_backend: "torch", "pil" or "plain", see `d2_cityscapes.data.augmentation.resize_image`.
+            resize_backend: "torch", "pil" or "plain", see
+                `d2_cityscapes.data.augmentation.resize_image`.
             table: the classes.
         """
         self.is_train = is_train

@@ -165,7 +165,8 @@ def _results(cfg: CfgNode) -> list[ResultRow]:
     with contextlib.suppress(ResultsError):
         rows, document = read_results(weights.parent / RESULTS)
         twins = [path for path in (weights, weights.with_suffix(".pth")) if path.is_file()]
-        if document.get("weights_sha256") in map(file_sha256, twins):
+        known = document.get("weights_sha256")
+        if any(file_sha256(path) == known for path in twins):
             return rows
     return []
 

@@ -9,6 +9,7 @@ Shape letters: N images, C channels, H W cells of the feature map.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,10 +121,10 @@ def sliding_mean(x: Tensor, window: int, axis: int) -> Tensor:
         window // 2 times after.
     """
     length = x.shape[axis]
-    window = torch.sym_min(window, length)
+    width: Any = torch.sym_min(window, length)  # known when a graph runs, or at once
     cells = torch.arange(length, device=x.device)
-    begins = (cells - (window - 1) // 2).clamp(0, length - window)[:, None]
-    weights = ((cells >= begins) & (cells < begins + window)).to(x.dtype) / window
+    begins = (cells - (width - 1) // 2).clamp(0, length - width)[:, None]
+    weights = ((cells >= begins) & (cells < begins + width)).to(x.dtype) / width
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         inner = x.permute(0, 2, 3, 1)  # (N, H, W, C), as it lies in memory, and so will the result
         return (weights @ inner.flatten(axis)).view(inner.shape).permute(0, 3, 1, 2)
