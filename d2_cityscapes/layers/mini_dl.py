@@ -90,7 +90,7 @@ class MiniDL(nn.Module):
         """
         windows = dict(zip((2, 3), self.pool_size, strict=True))
         # a size that is known only when an exported graph runs is no number to compare with
-        known = [axis for axis in windows if isinstance(x.shape[axis], int)]
+        known = [axis for axis in windows if not isinstance(x.shape[axis], torch.SymInt)]
         covered = [axis for axis in known if windows[axis] >= x.shape[axis]]
         averages = x.mean(covered, keepdim=True) if covered else x
         convolve_first = self.fuse.out_channels <= x.shape[1]
@@ -121,7 +121,8 @@ def sliding_mean(x: Tensor, window: int, axis: int) -> Tensor:
         window // 2 times after.
     """
     length = x.shape[axis]
-    width: Any = torch.sym_min(window, length)  # known when a graph runs, or at once
+    least = torch.sym_min if isinstance(length, torch.SymInt) else min
+    width: Any = least(window, length)
     cells = torch.arange(length, device=x.device)
     begins = (cells - (width - 1) // 2).clamp(0, length - width)[:, None]
     weights = ((cells >= begins) & (cells < begins + width)).to(x.dtype) / width

@@ -18,6 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from d2_cityscapes.engine.checkpoints.weights_file import About
 from d2_cityscapes.engine.trainer import Trainer
 
 __all__ = ["differences", "fingerprint"]
@@ -108,6 +109,8 @@ def _leaf(value: Any) -> str | None:
         return type(value).__name__
     if isinstance(value, CfgNode) and any(isinstance(v, CfgNode) for v in value.values()):
         return "config"  # the whole of it, or a section with sections
+    if isinstance(value, About):
+        return "config"  # which is written beside the weights
     return None
 
 
