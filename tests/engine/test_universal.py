@@ -93,14 +93,22 @@ def test_a_stop_leaves_no_trace(configure, tmp_path):
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 
-def test_in_half_precision(configure):
-    cfg = configure(
-        "SOLVER.MAX_ITER", "1", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16",
-        "DATASETS.TEST", "()",
-    )  # fmt: skip
-    cfg.defrost()
-    cfg.SOLVER.AMP.ENABLED = True  # also on the CPU
-    train(cfg)
+def test_in_half_precision(configure, tmp_path):
+    """Near the losses of full precision, and not equal to them."""
+    found = []
+    for enabled in (False, True):
+        opts = ["SOLVER.AMP.DTYPE", "bfloat16"] if enabled else []
+        out = tmp_path / str(enabled)
+        cfg = configure(
+            "SOLVER.MAX_ITER", "1", "SOLVER.AMP.ENABLED", str(enabled), *opts,
+            "DATASETS.TEST", "()", "OUTPUT_DIR", str(out),
+        )  # fmt: skip
+        cfg.defrost()
+        cfg.SOLVER.AMP.ENABLED = enabled  # also on the CPU
+        train(cfg)
+        found.append(json.loads((out / "metrics.json").read_text().splitlines()[0])["total_loss"])
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.1)
 
 
 def test_a_dry_run_says_what_it_needs(configure):
